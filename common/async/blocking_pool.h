@@ -1,0 +1,57 @@
+#pragma once
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include "async/event.h"
+#include "async/task.h"
+
+namespace kuasar {
+
+/// Threads for work that may block longer than about a millisecond (mounts, recursive removal,
+/// opening FIFOs). The function runs on a pool thread and must touch nothing of the io thread's
+/// state; its result comes back to the io thread.
+class BlockingPool {
+ public:
+  explicit BlockingPool(std::size_t threads = 8);
+  /// Waits for what runs.
+  ~BlockingPool();
+  BlockingPool(const BlockingPool&) = delete;
+  BlockingPool& operator=(const BlockingPool&) = delete;
+
+  /// auto work = [...] { return ...; }; co_await pool.run(std::move(work)); never cut short by
+  /// cancellation. The lambda has a name of its own because g++ 12 destroys a temporary one with
+  /// captures twice when it stands in the co_await expression (docs/COMMON_ERRORS.md).
+  template <typename F>
+  Task<std::invoke_result_t<F>> run(F work) {
+    using T = std::invoke_result_t<F>;
+    struct State {
+      std::optional<T> result;
+      Event done;
+    };
+    auto state = std::make_shared<State>();
+    asio::any_io_executor home = co_await asio::this_coro::executor;
+    submit([state, home, work = std::move(work)]() mutable {
+      state->result.emplace(work());
+      asio::post(home, [state = std::move(state)] { state->done.set(); });
+    });
+    while (!state->done.is_set()) co_await state->done.wait();
+    co_return std::move(*state->result);
+  }
+
+ private:
+  template <typename F>
+  void submit(F work) {
+    asio::post(threads_, std::move(work));
+  }
+
+  asio::thread_pool threads_;
+};
+
+}  // namespace kuasar

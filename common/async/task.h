@@ -1,0 +1,43 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/system/error_code.hpp>
+#include <chrono>
+
+#include "base/error.h"
+
+namespace kuasar {
+
+namespace asio = boost::asio;
+using IoExecutor = asio::io_context::executor_type;
+
+/// A coroutine of the io thread. Parameters are taken by value; it is awaited exactly once.
+template <typename T = void>
+using Task = asio::awaitable<T>;
+
+/// Completion token for asio operations: the error becomes a value in `ec`, nothing is thrown.
+inline auto as_result(boost::system::error_code& ec) {
+  return asio::redirect_error(asio::use_awaitable, ec);
+}
+
+/// Error of a failed asio operation.
+inline Error asio_error(const boost::system::error_code& ec, std::string_view op,
+                        std::string_view what = {}) {
+  return Error::from_errno_value(ec.value(), op, what);
+}
+
+/// Suspends for `duration`; ends early, without an error, when the coroutine is cancelled.
+inline Task<> sleep_for(std::chrono::nanoseconds duration) {
+  asio::steady_timer timer(co_await asio::this_coro::executor);
+  timer.expires_after(duration);
+  boost::system::error_code ec;
+  co_await timer.async_wait(as_result(ec));
+}
+
+}  // namespace kuasar

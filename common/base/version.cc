@@ -1,0 +1,9 @@
+#include "base/version.h"
+
+namespace kuasar {
+
+std::string_view version() {
+  return KUASAR_VERSION;
+}
+
+}  // namespace kuasar

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "daemon/args.h"
+#include "daemon/toml_reader.h"
+
+namespace kuasar::daemon {
+
+/// The settings that every sandboxer has.
+struct DaemonConfig {
+  /// Unix socket of the sandbox Controller.
+  std::string listen;
+  /// State directory.
+  std::string dir;
+  /// containerd's gRPC socket; its ttrpc socket is this name with ".ttrpc" behind it.
+  std::string containerd = "/run/containerd/containerd.sock";
+  log::Level log_level = log::Level::kInfo;
+};
+
+/// Binds configuration keys to the fields of a plain struct: the only list of a sandboxer's keys.
+/// Used once at start-up; the targets must outlive it.
+class ConfigTable {
+ public:
+  /// Any text but an empty one.
+  void add_string(std::string key, std::string* target);
+  /// An absolute path.
+  void add_path(std::string key, std::string* target);
+  void add_bool(std::string key, bool* target);
+  void add_integer(std::string key, std::int64_t* target, std::int64_t min, std::int64_t max);
+  void add_seconds(std::string key, std::chrono::seconds* target, std::int64_t min,
+                   std::int64_t max);
+  void add_log_level(std::string key, log::Level* target);
+
+  /// Sets the targets in the order of the entries. An unknown key, a wrong type and a value out
+  /// of range are refused with "file:line: ", the key, and what would be right.
+  Result<> apply(const std::vector<ConfigEntry>& entries) const;
+
+  /// Sets one key from a command line flag; `flag` is for the message.
+  Result<> set(std::string_view key, std::string_view flag, const std::string& text) const;
+
+  /// All keys with their effective values, as TOML that reads back to the same.
+  std::string dump() const;
+
+ private:
+  struct Key {
+    std::vector<std::string> path;
+    /// Stores a value, or says in words what it should have been.
+    std::function<Result<>(const ConfigValue&)> store;
+    /// The effective value as TOML.
+    std::function<std::string()> print;
+  };
+  void add(std::string key, std::function<Result<>(const ConfigValue&)> store,
+           std::function<std::string()> print);
+  const Key* find(const std::vector<std::string>& path) const;
+  Error unknown_key(const ConfigEntry& entry) const;
+
+  std::vector<Key> keys_;
+};
+
+/// Adds the keys listen, dir, containerd and log_level.
+void add_daemon_keys(ConfigTable& table, DaemonConfig& config);
+
+/// Fills everything that `table` is bound to, which must hold the daemon keys and be preset with
+/// the defaults: configuration files first, the command line over them.
+Result<> load_config(const DaemonDefaults& defaults, const Args& args, const ConfigTable& table);
+
+}  // namespace kuasar::daemon

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+#include "async/gate.h"
+#include "async/task.h"
+#include "base/error.h"
+#include "oci/runtime_argv.h"
+#include "os/spawner.h"
+
+namespace kuasar::oci {
+
+/// Which OCI runtime is run, and how.
+struct RuntimeConfig {
+  /// A name that is looked up in PATH, or an absolute path.
+  std::string binary = "runc";
+  /// --root, a directory of ours (contract T18).
+  std::string root;
+  /// A runtime that takes longer is killed; waiting at the gate does not count.
+  std::chrono::milliseconds timeout{30'000};
+};
+
+/// Everything that `create` needs.
+struct CreateArgs {
+  std::string id;
+  /// Our own bundle directory, with the rewritten config.json.
+  std::string bundle;
+  /// Written by the runtime; an older one is removed first.
+  std::string pid_file;
+  std::string log_file;
+  /// The container's stdio, -1 is /dev/null. Borrowed until create() returns.
+  int stdin_fd = -1;
+  int stdout_fd = -1;
+  int stderr_fd = -1;
+  /// See is_systemd_cgroups_path(); start and remove know it from the runtime's own state.
+  bool systemd_cgroup = false;
+  bool no_pivot = false;
+  bool no_new_keyring = false;
+};
+
+/// Runs a runc-style runtime as a child process. Owned by the driver, lives on the io thread. At
+/// most one call per container at a time (the sandbox's AsyncMutex sees to it). A started runtime
+/// is always waited for, also when the coroutine is cancelled: a half-made container is worse
+/// than a late answer.
+///
+/// Each call begins its log file anew. `create` gives the container's stdio to the runtime as
+/// 0, 1 and 2, from where the container's init inherits them; for the other verbs 1 and 2 go to the
+/// log file. No pipe is read: one held by an init would never end (keeper.md).
+/// The runtime's environment is PATH alone.
+///
+/// Errors begin with "OCI runtime create failed: " (start, delete), as containerd's do, and carry
+/// the runtime's own last error message: kUnknown. A missing runtime is kFailedPrecondition with
+/// the remedy, a runtime that was killed at the timeout kDeadlineExceeded, one that claims success
+/// without a readable pid file kInternal. After a failure the runtime's state of the container is
+/// undefined: call remove(force).
+class OciRuntime {
+ public:
+  /// `spawner` and `gate` must outlive the runtime and its calls.
+  OciRuntime(os::Spawner& spawner, Gate& gate, RuntimeConfig config);
+  OciRuntime(const OciRuntime&) = delete;
+  OciRuntime& operator=(const OciRuntime&) = delete;
+
+  /// The pid of the container's init, which waits for start().
+  Task<Result<pid_t>> create(CreateArgs args);
+  Task<Result<>> start(std::string id, std::string log_file);
+  /// `delete`; a container that the runtime does not know is success. `force` kills it first and
+  /// takes runc 1.3 100 ms longer: a fallback.
+  Task<Result<>> remove(std::string id, std::string log_file, bool force);
+
+  const RuntimeConfig& config() const { return config_; }
+
+ private:
+  /// One run of the runtime: the verb, its command line, the log, the child's 0, 1 and 2.
+  struct Run {
+    std::string verb;
+    std::string id;
+    std::string log_file;
+    Argv argv;
+    std::vector<os::FdMapping> fds;
+  };
+
+  Task<Result<>> run(Run run);
+  /// start and delete: without stdio, what the runtime prints goes to the log file.
+  Task<Result<>> run_quietly(Run run);
+  Result<GlobalFlags> global_flags(const std::string& id, const std::string& log_file) const;
+  std::string name() const;
+
+  os::Spawner& spawner_;
+  Gate& gate_;
+  RuntimeConfig config_;
+};
+
+}  // namespace kuasar::oci

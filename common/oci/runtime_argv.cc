@@ -1,0 +1,38 @@
+#include "oci/runtime_argv.h"
+
+namespace kuasar::oci {
+namespace {
+
+Argv begin(const GlobalFlags& global, std::string_view verb) {
+  Argv argv = {global.binary,   "--root",       global.root, "--log",
+               global.log_file, "--log-format", "json"};
+  if (global.systemd_cgroup) argv.emplace_back("--systemd-cgroup");
+  argv.emplace_back(verb);
+  return argv;
+}
+
+}  // namespace
+
+Argv create_argv(const GlobalFlags& global, const CreateFlags& create, std::string_view id) {
+  Argv argv = begin(global, "create");
+  argv.insert(argv.end(), {"--bundle", create.bundle, "--pid-file", create.pid_file});
+  if (create.no_pivot) argv.emplace_back("--no-pivot");
+  if (create.no_new_keyring) argv.emplace_back("--no-new-keyring");
+  argv.emplace_back(id);
+  return argv;
+}
+
+Argv start_argv(const GlobalFlags& global, std::string_view id) {
+  Argv argv = begin(global, "start");
+  argv.emplace_back(id);
+  return argv;
+}
+
+Argv delete_argv(const GlobalFlags& global, std::string_view id, bool force) {
+  Argv argv = begin(global, "delete");
+  if (force) argv.emplace_back("--force");
+  argv.emplace_back(id);
+  return argv;
+}
+
+}  // namespace kuasar::oci

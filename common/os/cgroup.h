@@ -1,0 +1,60 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+
+namespace kuasar::os {
+
+/// One line of /proc/PID/cgroup (cgroups(7)): controllers is empty for v2.
+struct CgroupMembership {
+  std::string controllers;
+  std::string path;
+};
+std::vector<CgroupMembership> parse_proc_cgroup(std::string_view text);
+
+/// One mounted hierarchy, from mountinfo (proc(5)).
+struct CgroupHierarchy {
+  std::string mount_point;
+  /// Root of the mount within the hierarchy, "/" on a host.
+  std::string root;
+  /// Super options for v1 ("memory", "name=systemd"), empty for v2.
+  std::vector<std::string> controllers;
+  bool v2 = false;
+};
+std::vector<CgroupHierarchy> parse_cgroup_mounts(std::string_view mountinfo);
+
+/// Joins the two: absolute directories, one per hierarchy. Pure.
+std::vector<std::string> join_cgroups(const std::vector<CgroupHierarchy>& hierarchies,
+                                      const std::vector<CgroupMembership>& memberships);
+
+/// The directories of all cgroups that a process is a member of and this process is not (nor
+/// below it): those that its OCI runtime made for it. Never a hierarchy's root.
+Result<std::vector<std::string>> own_cgroups_of(pid_t pid);
+
+/// The directories that `path`, a cgroup path such as "/kubepods/pod1", lacks in the mounted
+/// hierarchies, parents first: what has to be made, and taken away again by whoever makes it.
+/// kInvalidArgument for a path that is relative to anything or leads out. A systemd slice
+/// ("x.slice") is systemd's to make: empty.
+Result<std::vector<std::string>> missing_cgroups(const std::string& path);
+/// Makes them; an existing one is no error.
+Result<> make_cgroups(const std::vector<std::string>& dirs);
+
+/// Every process of the cgroups and of those below them, each once, ascending.
+std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs);
+
+/// Kills all processes of a container: cgroup.kill (v2, Linux 5.14), else freeze, signal each,
+/// thaw (v1: a process that forks meanwhile is met again, because its freezer holds it still),
+/// else signal until none is left. Blocking, bounded by about a second. Nothing there: success.
+Result<> kill_cgroup(const std::vector<std::string>& dirs);
+
+/// Takes away what make_cgroups() made, last first; one that others use by now stays.
+void remove_empty_cgroups(const std::vector<std::string>& dirs);
+/// Removes cgroups and all below them, children first; best effort: one with processes stays.
+void remove_cgroups(const std::vector<std::string>& dirs);
+
+}  // namespace kuasar::os

@@ -1,0 +1,94 @@
+#include "os/direct_spawner.h"
+
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <cerrno>
+#include <cstdint>
+
+#include "base/log.h"
+#include "os/pidfd.h"
+#include "os/spawn.h"
+
+namespace kuasar::os {
+namespace {
+
+// ioctl PIDFD_GET_INFO and its PIDFD_INFO_EXIT (Linux 6.15, include/uapi/linux/pidfd.h); Debian
+// 12's headers do not know them yet.
+struct PidfdInfo {
+  std::uint64_t mask;
+  std::uint64_t cgroupid;
+  std::uint32_t pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsuid, fsgid;
+  std::int32_t exit_code;
+  std::uint64_t spare[8];
+};
+constexpr std::uint64_t kInfoExit = 1U << 3;
+constexpr unsigned long kGetInfo = _IOWR(0xFF, 11, PidfdInfo);
+
+ExitStatus from_wait_status(int status) {
+  ExitStatus exit;
+  exit.at = std::chrono::system_clock::now();
+  exit.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+  return exit;
+}
+
+ExitStatus reap(int pidfd) {
+  siginfo_t info{};
+  while (::waitid(static_cast<idtype_t>(3 /* P_PIDFD */), static_cast<id_t>(pidfd), &info,
+                  WEXITED) != 0) {
+    if (errno == EINTR) continue;
+    // Not our child: the kernel may still tell.
+    PidfdInfo exited{};
+    exited.mask = kInfoExit;
+    if (::ioctl(pidfd, kGetInfo, &exited) == 0 && (exited.mask & kInfoExit) != 0) {
+      return from_wait_status(exited.exit_code);
+    }
+    return ExitStatus{255, std::chrono::system_clock::now(), false};
+  }
+  ExitStatus exit;
+  exit.at = std::chrono::system_clock::now();
+  exit.code = info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
+  return exit;
+}
+
+}  // namespace
+
+Result<> DirectSpawner::become_subreaper() {
+  if (::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0) {
+    return fail_errno("prctl", "PR_SET_CHILD_SUBREAPER");
+  }
+  return {};
+}
+
+Task<Result<Process>> DirectSpawner::spawn(std::string key, ProcessSpec spec) {
+  CO_TRY(Spawned child, spawn_process(spec));
+  co_return Process{std::move(key), child.pid, std::move(child.pidfd)};
+}
+
+Task<Result<Process>> DirectSpawner::adopt(std::string key, pid_t pid) {
+  CO_TRY(UniqueFd pidfd, pidfd_open(pid));
+  co_return Process{std::move(key), pid, std::move(pidfd)};
+}
+
+Task<ExitStatus> DirectSpawner::wait(const Process& process) {
+  const int fd = ::dup(process.pidfd.get());
+  if (fd < 0) {
+    log::error({}, "{}", Error::from_errno("dup", process.key).message);
+    co_return ExitStatus{255, std::chrono::system_clock::now(), false};
+  }
+  asio::posix::stream_descriptor watched(co_await asio::this_coro::executor, fd);
+  while (!pidfd_exited(fd)) {
+    boost::system::error_code ec;
+    co_await watched.async_wait(asio::posix::stream_descriptor::wait_read, as_result(ec));
+    if (ec && !pidfd_exited(fd)) {
+      co_return ExitStatus{255, std::chrono::system_clock::now(), false};
+    }
+  }
+  co_return reap(fd);
+}
+
+}  // namespace kuasar::os

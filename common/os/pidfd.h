@@ -1,0 +1,23 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "base/unique_fd.h"
+
+namespace kuasar::os {
+
+/// pidfd_open(2). kNotFound when there is no such process.
+Result<UniqueFd> pidfd_open(pid_t pid);
+
+/// pidfd_send_signal(2). kNotFound when the process has ended.
+Result<> pidfd_signal(int pidfd, int signal);
+
+/// True once the process has ended (a zombie counts as ended).
+bool pidfd_exited(int pidfd);
+
+/// Start time in clock ticks since boot (/proc/PID/stat field 22, proc(5)): with the pid it names
+/// a process for good within one boot. kNotFound when the process is gone.
+Result<unsigned long long> process_start_time(pid_t pid);
+
+}  // namespace kuasar::os

@@ -1,0 +1,305 @@
+#include "sandbox/controller_server.h"
+
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/server_posix.h>
+#include <sys/socket.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/post.hpp>
+#include <functional>
+#include <optional>
+#include <utility>
+
+#include "async/blocking_pool.h"
+#include "async/event.h"
+#include "async/task_group.h"
+#include "base/log.h"
+#include "containerd/services/sandbox/v1/sandbox.grpc.pb.h"
+#include "kuasar/state/v1/state.pb.h"
+#include "sandbox/sandbox_manager.h"
+#include "task/convert.h"
+
+namespace kuasar::sandbox {
+namespace {
+
+namespace api = ::containerd::services::sandbox::v1;
+using namespace std::chrono_literals;
+
+// A PodSandboxConfig larger than this is no pod's.
+constexpr int kMaxMessage = 4 << 20;
+constexpr auto kFinishTimeout = 5s;
+constexpr std::uint32_t kTaskApiVersion = 3;
+
+grpc::Status to_status(const Result<>& result) {
+  if (result) return grpc::Status::OK;
+  return {static_cast<grpc::StatusCode>(result.error().code), result.error().message};
+}
+
+// The names that containerd uses (GOARCH).
+std::string architecture() {
+  utsname name{};
+  ::uname(&name);
+  const std::string machine = name.machine;
+  if (machine == "x86_64") return "amd64";
+  if (machine == "aarch64") return "arm64";
+  return machine;
+}
+
+/// One unary call: made on a gRPC thread, run as a coroutine of the io thread, finished from
+/// there. `caller_gone` belongs to the io thread.
+class CoroCall : public grpc::ServerUnaryReactor {
+ public:
+  using Body = std::function<Task<Result<>>(std::shared_ptr<const Event>)>;
+
+  CoroCall(asio::any_io_executor io, TaskGroup& calls, Body body)
+      : io_(std::move(io)), caller_gone_(std::make_shared<Event>()) {
+    asio::post(io_, [this, &calls, body = std::move(body)]() mutable {
+      calls.spawn(run(this, std::move(body), caller_gone_));
+    });
+  }
+
+ private:
+  static Task<> run(CoroCall* call, Body body, std::shared_ptr<Event> caller_gone) {
+    Result<> result = co_await body(caller_gone);
+    call->Finish(to_status(result));
+  }
+
+  void OnCancel() override {
+    asio::post(io_, [gone = caller_gone_] { gone->set(); });
+  }
+  void OnDone() override {
+    // The event's waiters live on the io thread, and so does its end.
+    asio::post(io_, [gone = std::move(caller_gone_)] {});
+    delete this;
+  }
+
+  asio::any_io_executor io_;
+  std::shared_ptr<Event> caller_gone_;
+};
+
+}  // namespace
+
+struct ControllerServer::Impl : api::Controller::CallbackService {
+  Impl(asio::any_io_executor io_executor, SandboxManager& sandbox_manager, BlockingPool& blocking,
+       std::string address)
+      : io(io_executor),
+        manager(sandbox_manager),
+        pool(blocking),
+        task_address(std::move(address)),
+        calls(io_executor) {}
+
+  template <typename Body>
+  grpc::ServerUnaryReactor* call(Body body) {
+    return new CoroCall(io, calls,
+                        [body = std::move(body)](std::shared_ptr<const Event> caller_gone) {
+                          return body(std::move(caller_gone));
+                        });
+  }
+
+  using Context = grpc::CallbackServerContext;
+  using Reactor = grpc::ServerUnaryReactor;
+
+  Reactor* Create(Context*, const api::ControllerCreateRequest* request,
+                  api::ControllerCreateResponse* response) override {
+    return call([this, request, response](std::shared_ptr<const Event>) {
+      return do_create(request, response);
+    });
+  }
+  Reactor* Start(Context*, const api::ControllerStartRequest* request,
+                 api::ControllerStartResponse* response) override {
+    return call([this, request, response](std::shared_ptr<const Event>) {
+      return do_start(request, response);
+    });
+  }
+  Reactor* Platform(Context*, const api::ControllerPlatformRequest* request,
+                    api::ControllerPlatformResponse* response) override {
+    return call([this, request, response](std::shared_ptr<const Event>) {
+      return do_platform(request, response);
+    });
+  }
+  Reactor* Stop(Context*, const api::ControllerStopRequest* request,
+                api::ControllerStopResponse*) override {
+    return call([this, request](std::shared_ptr<const Event>) {
+      return manager.stop(request->sandbox_id());
+    });
+  }
+  Reactor* Wait(Context*, const api::ControllerWaitRequest* request,
+                api::ControllerWaitResponse* response) override {
+    return call([this, request, response](std::shared_ptr<const Event> caller_gone) {
+      return do_wait(request, response, std::move(caller_gone));
+    });
+  }
+  Reactor* Status(Context*, const api::ControllerStatusRequest* request,
+                  api::ControllerStatusResponse* response) override {
+    return call([this, request, response](std::shared_ptr<const Event>) {
+      return do_status(request, response);
+    });
+  }
+  Reactor* Shutdown(Context*, const api::ControllerShutdownRequest* request,
+                    api::ControllerShutdownResponse*) override {
+    return call([this, request](std::shared_ptr<const Event>) {
+      return manager.shutdown(request->sandbox_id());
+    });
+  }
+  Reactor* Metrics(Context*, const api::ControllerMetricsRequest*,
+                   api::ControllerMetricsResponse*) override {
+    return call([](std::shared_ptr<const Event>) {
+      return refuse("Metrics is not supported by this version");
+    });
+  }
+  Reactor* Update(Context*, const api::ControllerUpdateRequest* request,
+                  api::ControllerUpdateResponse*) override {
+    return call([this, request](std::shared_ptr<const Event>) { return do_update(request); });
+  }
+
+  static Task<Result<>> refuse(std::string words) {
+    co_return fail(Code::kUnimplemented, "{}", words);
+  }
+
+  Task<Result<>> do_create(const api::ControllerCreateRequest* request,
+                           api::ControllerCreateResponse* response) {
+    state::v1::SandboxState record;
+    record.set_id(request->sandbox_id());
+    record.set_netns_path(request->netns_path());
+    if (!task::unpack_any(request->options(), *record.mutable_config())) {
+      co_return fail(Code::kInvalidArgument,
+                     "options: expected a runtime.v1.PodSandboxConfig, got \"{}\"",
+                     request->options().type_url());
+    }
+    CO_CHECK(co_await manager.create(std::move(record)));
+    response->set_sandbox_id(request->sandbox_id());
+    co_return Result<>();
+  }
+
+  Task<Result<>> do_start(const api::ControllerStartRequest* request,
+                          api::ControllerStartResponse* response) {
+    CO_TRY(const SandboxStatus status, co_await manager.start(request->sandbox_id()));
+    response->set_sandbox_id(request->sandbox_id());
+    *response->mutable_created_at() = task::to_timestamp(status.created_at);
+    response->set_address(task_address);
+    response->set_version(kTaskApiVersion);
+    co_return Result<>();
+  }
+
+  Task<Result<>> do_platform(const api::ControllerPlatformRequest* request,
+                             api::ControllerPlatformResponse* response) {
+    CO_CHECK(manager.check_exists(request->sandbox_id()));
+    response->mutable_platform()->set_os("linux");
+    response->mutable_platform()->set_architecture(architecture());
+    co_return Result<>();
+  }
+
+  Task<Result<>> do_wait(const api::ControllerWaitRequest* request,
+                         api::ControllerWaitResponse* response,
+                         std::shared_ptr<const Event> caller_gone) {
+    CO_TRY(const SandboxExit exit,
+           co_await manager.wait(request->sandbox_id(), std::move(caller_gone)));
+    response->set_exit_status(exit.exit_status);
+    *response->mutable_exited_at() = task::to_timestamp(exit.at);
+    co_return Result<>();
+  }
+
+  Task<Result<>> do_status(const api::ControllerStatusRequest* request,
+                           api::ControllerStatusResponse* response) {
+    CO_TRY(const SandboxStatus status, manager.status(request->sandbox_id(), request->verbose()));
+    response->set_sandbox_id(request->sandbox_id());
+    response->set_state(status.ready ? "SANDBOX_READY" : "SANDBOX_NOTREADY");
+    *response->mutable_created_at() = task::to_timestamp(status.created_at);
+    if (!status.ready) *response->mutable_exited_at() = task::to_timestamp(status.exited_at);
+    response->set_address(task_address);
+    response->set_version(kTaskApiVersion);
+    if (request->verbose()) (*response->mutable_info())["info"] = status.info;
+    co_return Result<>();
+  }
+
+  // Kuasar's own containerd sends "extensions.tasks"; what that asks for happens at Task.Create.
+  Task<Result<>> do_update(const api::ControllerUpdateRequest* request) {
+    CO_CHECK(manager.check_exists(request->sandbox_id()));
+    for (const std::string& field : request->fields()) {
+      if (field != "extensions.tasks") {
+        co_return fail(Code::kUnimplemented, "Update of \"{}\" is not supported by this version",
+                       field.substr(0, 100));
+      }
+    }
+    log::debug({request->sandbox_id(), {}}, "Update of extensions.tasks: nothing to do");
+    co_return Result<>();
+  }
+
+  Task<> accept_loop(UniqueFd listener) {
+    asio::local::stream_protocol::acceptor incoming(io, asio::local::stream_protocol(),
+                                                    listener.release());
+    acceptor = &incoming;
+    while (!stopping) {
+      boost::system::error_code ec;
+      asio::local::stream_protocol::socket socket = co_await incoming.async_accept(as_result(ec));
+      if (stopping) break;
+      if (ec) {
+        log::error({}, "accept on the Controller's socket: {}", ec.message());
+        co_await sleep_for(100ms);
+        continue;
+      }
+      admit(socket);
+    }
+    acceptor = nullptr;
+  }
+
+  void admit(asio::local::stream_protocol::socket& socket) {
+    ucred peer{};
+    socklen_t size = sizeof peer;
+    if (::getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 ||
+        (peer.uid != 0 && peer.uid != ::geteuid())) {
+      log::warning({}, "refused a Controller connection of uid {} (pid {})", peer.uid, peer.pid);
+      return;
+    }
+    socket.native_non_blocking(true);
+    boost::system::error_code ec;
+    const int fd = socket.release(ec);
+    if (ec) {
+      log::error({}, "release of an accepted socket: {}", ec.message());
+      return;
+    }
+    grpc::AddInsecureChannelFromFd(server.get(), fd);
+  }
+
+  asio::any_io_executor io;
+  SandboxManager& manager;
+  BlockingPool& pool;
+  std::string task_address;
+  TaskGroup calls;
+  std::unique_ptr<grpc::Server> server;
+  asio::local::stream_protocol::acceptor* acceptor = nullptr;
+  bool stopping = false;
+};
+
+ControllerServer::ControllerServer(asio::any_io_executor io, SandboxManager& manager,
+                                   BlockingPool& pool, std::string task_address)
+    : impl_(std::make_unique<Impl>(std::move(io), manager, pool, std::move(task_address))) {
+  grpc::ServerBuilder builder;
+  builder.RegisterService(impl_.get());
+  builder.SetMaxReceiveMessageSize(kMaxMessage);
+  impl_->server = builder.BuildAndStart();
+}
+
+ControllerServer::~ControllerServer() = default;
+
+Task<> ControllerServer::serve(UniqueFd listener) {
+  return impl_->accept_loop(std::move(listener));
+}
+
+Task<> ControllerServer::stop() {
+  impl_->stopping = true;
+  if (impl_->acceptor != nullptr) impl_->acceptor->cancel();
+  co_await impl_->calls.join();
+  // Waits for gRPC's threads, which wait for nothing of the io thread any more but OnDone.
+  auto close = [server = impl_->server.get()] {
+    server->Shutdown(std::chrono::system_clock::now() + kFinishTimeout);
+    server->Wait();
+    return true;
+  };
+  co_await impl_->pool.run(std::move(close));
+  co_await impl_->calls.join();
+}
+
+}  // namespace kuasar::sandbox

@@ -1,0 +1,176 @@
+#include "sandbox/pod_files.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <string_view>
+
+#include "base/files.h"
+#include "cri/runtime/v1/api.pb.h"
+
+namespace kuasar::sandbox {
+namespace {
+
+namespace cri = ::runtime::v1;
+
+// Linux's HOST_NAME_MAX (gethostname(2)); one byte more and sethostname(2) fails.
+constexpr std::size_t kMaxHostname = 64;
+
+const cri::NamespaceOption& namespace_options(const cri::PodSandboxConfig& config) {
+  return config.linux().security_context().namespace_options();
+}
+
+bool has_user_namespace(const cri::PodSandboxConfig& config) {
+  const cri::NamespaceOption& options = namespace_options(config);
+  const cri::UserNamespace& userns = options.userns_options();
+  return options.has_userns_options() &&
+         (userns.mode() != cri::NODE || userns.uids_size() != 0 || userns.gids_size() != 0);
+}
+
+tl::unexpected<Error> not_supported(std::string_view field, std::string_view value) {
+  return fail(Code::kUnimplemented, "linux.security_context.{}: {} is not supported yet", field,
+              value);
+}
+
+std::string mode_name(int mode) {
+  const std::string& name = cri::NamespaceMode_Name(static_cast<cri::NamespaceMode>(mode));
+  return name.empty() ? fmt::format("mode {}", mode) : name;
+}
+
+bool is_control(char c) {
+  return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+}
+
+Result<> check_hostname(const std::string& hostname) {
+  if (hostname.size() > kMaxHostname) {
+    return fail(Code::kInvalidArgument, "hostname has {} bytes, the kernel takes {}",
+                hostname.size(), kMaxHostname);
+  }
+  const bool clean = std::all_of(hostname.begin(), hostname.end(), [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '.' || c == '_';
+  });
+  if (!clean) {
+    return fail(Code::kInvalidArgument, "hostname has a character outside [A-Za-z0-9._-]");
+  }
+  return {};
+}
+
+// One line of resolv.conf(5); empty items are left out, and with them an empty line.
+template <typename Items>
+Result<std::vector<std::string>> dns_items(std::string_view field, const Items& items) {
+  std::vector<std::string> kept;
+  for (const std::string& item : items) {
+    if (std::any_of(item.begin(), item.end(), is_control)) {
+      return fail(Code::kInvalidArgument, "dns_config.{} has a line break or control character",
+                  field);
+    }
+    if (!item.empty()) kept.push_back(item);
+  }
+  return kept;
+}
+
+Result<std::string> resolv_conf(const cri::DNSConfig& dns) {
+  TRY(const std::vector<std::string> searches, dns_items("searches", dns.searches()));
+  TRY(const std::vector<std::string> servers, dns_items("servers", dns.servers()));
+  TRY(const std::vector<std::string> options, dns_items("options", dns.options()));
+  std::string text;
+  if (!searches.empty()) text += fmt::format("search {}\n", fmt::join(searches, " "));
+  for (const std::string& server : servers) text += fmt::format("nameserver {}\n", server);
+  if (!options.empty()) text += fmt::format("options {}\n", fmt::join(options, " "));
+  return text;
+}
+
+Result<std::string> read_if_exists(const std::string& path) {
+  Result<std::string> text = read_file(path, 1U << 20);
+  if (!text && text.error().err == ENOENT) return std::string();
+  return text;
+}
+
+}  // namespace
+
+bool uses_host_network(const cri::PodSandboxConfig& config) {
+  return namespace_options(config).network() == cri::NODE;
+}
+
+Result<> check_supported(const cri::PodSandboxConfig& config) {
+  const cri::NamespaceOption& options = namespace_options(config);
+  if (options.network() != cri::POD && options.network() != cri::NODE) {
+    return not_supported("namespace_options.network", mode_name(options.network()));
+  }
+  if (options.pid() != cri::POD && options.pid() != cri::CONTAINER) {
+    return not_supported("namespace_options.pid", mode_name(options.pid()));
+  }
+  if (options.ipc() != cri::POD) {
+    return not_supported("namespace_options.ipc", mode_name(options.ipc()));
+  }
+  if (has_user_namespace(config)) {
+    return not_supported("namespace_options.userns_options", "a user namespace");
+  }
+  const cri::SELinuxOption& selinux = config.linux().security_context().selinux_options();
+  if (!selinux.user().empty() || !selinux.role().empty() || !selinux.type().empty() ||
+      !selinux.level().empty()) {
+    return not_supported("selinux_options", "an SELinux label");
+  }
+  return {};
+}
+
+Result<HostFiles> read_host_files() {
+  HostFiles host;
+  utsname names{};
+  if (::uname(&names) != 0) return fail_errno("uname");
+  host.hostname = names.nodename;
+  TRY(host.hosts, read_if_exists("/etc/hosts"));
+  TRY(host.resolv_conf, read_if_exists("/etc/resolv.conf"));
+  return host;
+}
+
+Result<PodFiles> plan_pod_files(const cri::PodSandboxConfig& config, const HostFiles& host) {
+  PodFiles files;
+  CHECK_OK(check_hostname(config.hostname()));
+  const bool hosts_own = config.hostname().empty() || uses_host_network(config);
+  files.hostname = hosts_own ? host.hostname : config.hostname();
+  files.hostname_file = files.hostname + "\n";
+  files.hosts_file = host.hosts;
+  files.resolv_conf_file = host.resolv_conf;
+  if (config.has_dns_config()) {
+    TRY(files.resolv_conf_file, resolv_conf(config.dns_config()));
+  }
+  return files;
+}
+
+Result<> write_pod_files(const StatePaths& paths, const std::string& sandbox_id,
+                         const PodFiles& files) {
+  CHECK_OK(write_file_atomic(paths.hostname(sandbox_id), files.hostname_file, 0644));
+  CHECK_OK(write_file_atomic(paths.hosts(sandbox_id), files.hosts_file, 0644));
+  return write_file_atomic(paths.resolv_conf(sandbox_id), files.resolv_conf_file, 0644);
+}
+
+std::vector<InjectedMount> plan_pod_mounts(const StatePaths& paths, const std::string& sandbox_id,
+                                           const std::set<std::string>& destinations,
+                                           bool readonly_rootfs) {
+  std::set<std::string> taken;
+  for (const std::string& destination : destinations) {
+    std::string normal = std::filesystem::path(destination).lexically_normal().native();
+    if (normal.size() > 1 && normal.ends_with('/')) normal.pop_back();
+    taken.insert(std::move(normal));
+  }
+  const std::string access = readonly_rootfs ? "ro" : "rw";
+  const InjectedMount all[] = {
+      {"/etc/hostname", paths.hostname(sandbox_id).native(), {"rbind", "rprivate", access}},
+      {"/etc/hosts", paths.hosts(sandbox_id).native(), {"rbind", "rprivate", access}},
+      {"/etc/resolv.conf", paths.resolv_conf(sandbox_id).native(), {"rbind", "rprivate", access}},
+      {"/dev/shm", paths.shm(sandbox_id).native(), {"rbind", "rprivate", "rw"}},
+  };
+  std::vector<InjectedMount> plan;
+  for (const InjectedMount& mount : all) {
+    if (taken.count(mount.destination) == 0) plan.push_back(mount);
+  }
+  return plan;
+}
+
+}  // namespace kuasar::sandbox

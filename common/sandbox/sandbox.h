@@ -1,0 +1,55 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "async/task.h"
+#include "base/error.h"
+#include "oci/spec.h"
+#include "os/spawner.h"
+#include "task/pods.h"
+
+namespace kuasar::state::v1 {
+class SandboxState;
+}
+
+namespace kuasar::sandbox {
+
+/// One pod of one isolation technology: what there is of it in the kernel. SandboxManager keeps
+/// its state machine, its record and its mutex; calls come one at a time under that mutex, except
+/// wait_exit. Lives on the io thread.
+class Sandbox {
+ public:
+  virtual ~Sandbox() = default;
+
+  /// Makes the pod. A failure leaves nothing behind.
+  virtual Task<Result<>> start() = 0;
+  /// Takes everything away that start() and attach() made; containers are gone already. Repeats,
+  /// and a sandbox that never started: success.
+  virtual Task<Result<>> stop() = 0;
+  /// Puts the pod's namespaces and files into a container's spec.
+  virtual Task<Result<task::Attachment>> attach(std::string container_id, std::string dir,
+                                                oci::Spec spec) = 0;
+  /// Lets go of a container; it may be unknown.
+  virtual Task<> detach(std::string container_id) = 0;
+  /// Ends when the sandbox has died of itself, with how; for ever where nothing can die.
+  /// Cancelled, or ended by stop(): `known` is false.
+  virtual Task<os::ExitStatus> wait_exit() = 0;
+
+  /// Adds the technology's facts to the record.
+  virtual void save(state::v1::SandboxState& record) const = 0;
+  /// Takes over a running sandbox of an earlier daemon.
+  virtual Task<Result<>> recover() = 0;
+};
+
+/// Makes the Sandbox of one pod from its record. The record outlives the sandbox.
+class SandboxFactory {
+ public:
+  virtual ~SandboxFactory() = default;
+
+  /// Refuses what this technology does not do, by the name of the field. Nothing is made yet.
+  virtual Result<> check(const state::v1::SandboxState& record) const = 0;
+  virtual std::unique_ptr<Sandbox> make(const state::v1::SandboxState& record) = 0;
+};
+
+}  // namespace kuasar::sandbox

@@ -1,0 +1,366 @@
+#include "sandbox/sandbox_manager.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
+#include <optional>
+#include <utility>
+
+#include "base/ids.h"
+#include "base/log.h"
+#include "kuasar/state/v1/state.pb.h"
+#include "task/convert.h"
+#include "task/task_service.h"
+
+namespace kuasar::sandbox {
+namespace {
+
+using Record = state::v1::SandboxState;
+using std::chrono::system_clock;
+
+Error not_found(const std::string& id) {
+  return Error::make(Code::kNotFound, "sandbox {} not found", id.substr(0, kMaxIdLength));
+}
+
+Error stopping_error() {
+  return Error::make(Code::kUnavailable, "the sandboxer is stopping; try again");
+}
+
+std::string to_json(const google::protobuf::Message& message) {
+  std::string json;
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  if (!google::protobuf::util::MessageToJsonString(message, &json, options).ok()) return "{}";
+  return json;
+}
+
+// The keys that crictl's users know from containerd's own controller, then our record.
+std::string verbose_info(const Record& record, const std::optional<StateProblem>& problem) {
+  Record rest = record;
+  rest.clear_config();
+  boost::json::object info;
+  info["sandboxID"] = record.id();
+  info["pid"] = 0;
+  info["config"] = boost::json::parse(to_json(record.config()));
+  info["kuasar"] = boost::json::parse(to_json(rest));
+  if (problem) info["problem"] = problem->words;
+  return boost::json::serialize(info);
+}
+
+}  // namespace
+
+struct SandboxManager::Entry {
+  Record record;
+  std::unique_ptr<Sandbox> sandbox;
+  /// Set when the record cannot be used: the sandbox is listed as READY and left alone.
+  std::optional<StateProblem> problem;
+  AsyncMutex mutex;
+  /// Set when the sandbox has stopped.
+  Event stopped;
+  bool gone = false;
+};
+
+SandboxManager::SandboxManager(asio::any_io_executor executor, BlockingPool& pool,
+                               StateStore& store, SandboxFactory& factory)
+    : pool_(pool), store_(store), factory_(factory), watchers_(std::move(executor)) {}
+
+Result<SandboxManager::EntryPtr> SandboxManager::find(const std::string& id) const {
+  CHECK_OK(validate_id("sandbox_id", id));
+  const auto found = entries_.find(id);
+  if (found == entries_.end()) return fail(not_found(id));
+  return found->second;
+}
+
+Result<SandboxManager::EntryPtr> SandboxManager::find_usable(const std::string& id) const {
+  TRY(EntryPtr entry, find(id));
+  if (entry->problem) return fail(Code::kFailedPrecondition, "{}", entry->problem->words);
+  return entry;
+}
+
+Result<> SandboxManager::check_exists(const std::string& id) const {
+  TRY([[maybe_unused]] const EntryPtr entry, find(id));
+  return {};
+}
+
+Result<> SandboxManager::save_record(Entry& entry) {
+  if (entry.sandbox) entry.sandbox->save(entry.record);
+  return store_.save_sandbox(entry.record);
+}
+
+Task<Result<>> SandboxManager::create(Record record) {
+  CO_CHECK(validate_id("sandbox_id", record.id()));
+  if (stopping_.is_set()) co_return fail(stopping_error());
+  if (entries_.contains(record.id())) {
+    co_return fail(Code::kAlreadyExists, "sandbox {} exists already", record.id());
+  }
+  CO_CHECK(factory_.check(record));
+  auto entry = std::make_shared<Entry>();
+  entry->record = std::move(record);
+  entry->record.set_phase(Record::CREATED);
+  *entry->record.mutable_created_at() = task::to_timestamp(system_clock::now());
+  entry->sandbox = factory_.make(entry->record);
+  const std::string id = entry->record.id();
+  CO_CHECK(store_.create_sandbox(id));
+  if (Result<> saved = save_record(*entry); !saved) {
+    if (Result<> removed = store_.remove_sandbox(id); !removed) {
+      log::error({id, {}}, "undo of a failed create: {}", removed.error().message);
+    }
+    co_return saved;
+  }
+  entries_[id] = entry;
+  co_return Result<>();
+}
+
+Task<Result<SandboxStatus>> SandboxManager::start(std::string id) {
+  CO_TRY(const EntryPtr entry, find_usable(id));
+  const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  if (entry->gone) co_return fail(not_found(id));
+  if (stopping_.is_set()) co_return fail(stopping_error());
+  if (entry->record.phase() != Record::CREATED) {
+    co_return fail(Code::kFailedPrecondition,
+                   "sandbox {} has been started before; create a new one", id);
+  }
+  entry->record.set_phase(Record::STARTING);
+  Result<> started = save_record(*entry);
+  if (started) started = co_await entry->sandbox->start();
+  if (started) {
+    entry->record.set_phase(Record::RUNNING);
+    started = save_record(*entry);
+  }
+  if (!started) {
+    // T10: containerd 2.1 calls neither Stop nor Shutdown after a failed Start.
+    log::warning({id, {}}, "start failed: {}", started.error().message);
+    Result<> undone = co_await entry->sandbox->stop();
+    if (undone) undone = store_.remove_sandbox(id);
+    if (!undone) log::error({id, {}}, "undo of a failed start: {}", undone.error().message);
+    entry->gone = true;
+    entry->stopped.set();
+    entries_.erase(id);
+    co_return fail(std::move(started).error());
+  }
+  watchers_.spawn(watch(entry));
+  log::info({id, {}}, "sandbox {}/{} is running", entry->record.config().metadata().namespace_(),
+            entry->record.config().metadata().name());
+  co_return status(id, false);
+}
+
+// A sandbox that dies of itself takes its containers with it.
+Task<> SandboxManager::watch(EntryPtr entry) {
+  const os::ExitStatus end = co_await entry->sandbox->wait_exit();
+  if (stopping_.is_set() || !end.known || entry->stopped.is_set()) co_return;
+  const std::string id = entry->record.id();
+  log::warning({id, {}}, "the sandbox has ended by itself with {}", end.code);
+  co_await tasks_->kill_all(id);
+  const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  if (entry->stopped.is_set()) co_return;
+  entry->record.set_phase(Record::STOPPED);
+  entry->record.set_exit_status(static_cast<std::uint32_t>(end.code));
+  *entry->record.mutable_exited_at() = task::to_timestamp(end.at);
+  if (Result<> saved = save_record(*entry); !saved) {
+    log::error({id, {}}, "{}", saved.error().message);
+  }
+  entry->stopped.set();
+}
+
+Task<Result<>> SandboxManager::stop_locked(EntryPtr entry, SandboxExit exit) {
+  const std::string id = entry->record.id();
+  if (entry->record.phase() != Record::STOPPED) {
+    // containerd asks for the status right after Stop: it flips before anything is taken away.
+    entry->record.set_phase(Record::STOPPED);
+    entry->record.set_exit_status(exit.exit_status);
+    *entry->record.mutable_exited_at() = task::to_timestamp(exit.at);
+    if (Result<> saved = save_record(*entry); !saved) {
+      log::error({id, {}}, "{}", saved.error().message);
+    }
+  }
+  CO_CHECK(co_await tasks_->remove_all(id));
+  CO_CHECK(co_await entry->sandbox->stop());
+  entry->sandbox->save(entry->record);
+  if (!entry->stopped.is_set()) log::info({id, {}}, "stopped");
+  entry->stopped.set();
+  co_return Result<>();
+}
+
+Task<Result<>> SandboxManager::stop(std::string id) {
+  Result<EntryPtr> found = find_usable(id);
+  if (!found && found.error().code == Code::kNotFound) co_return Result<>();
+  CO_TRY(const EntryPtr entry, std::move(found));
+  const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  if (entry->gone) co_return Result<>();
+  const SandboxExit exit{0, system_clock::now()};
+  co_return co_await stop_locked(entry, exit);
+}
+
+Task<Result<>> SandboxManager::shutdown(std::string id) {
+  Result<EntryPtr> found = find_usable(id);
+  if (!found && found.error().code == Code::kNotFound) co_return Result<>();
+  CO_TRY(const EntryPtr entry, std::move(found));
+  const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  if (entry->gone) co_return Result<>();
+  const SandboxExit exit{0, system_clock::now()};
+  CO_CHECK(co_await stop_locked(entry, exit));
+  auto remove = [this, id] { return store_.remove_sandbox(id); };
+  CO_CHECK(co_await pool_.run(std::move(remove)));
+  log::info({id, {}}, "removed");
+  entry->gone = true;
+  entries_.erase(id);
+  co_return Result<>();
+}
+
+Task<Result<SandboxExit>> SandboxManager::wait(std::string id,
+                                               std::shared_ptr<const Event> caller_gone) {
+  CO_TRY(const EntryPtr entry, find(id));
+  std::vector<const Event*> events = {&entry->stopped, &stopping_, caller_gone.get()};
+  co_await Event::wait_any(std::move(events));
+  // T16: anything but UNAVAILABLE turns the pod NOTREADY for good.
+  if (!entry->stopped.is_set()) {
+    if (stopping_.is_set()) co_return fail(stopping_error());
+    co_return fail(Code::kCancelled, "the caller has gone");
+  }
+  if (entry->gone && entry->record.phase() != Record::STOPPED) co_return fail(not_found(id));
+  co_return SandboxExit{entry->record.exit_status(),
+                        task::from_timestamp(entry->record.exited_at())};
+}
+
+Result<SandboxStatus> SandboxManager::status(const std::string& id, bool verbose) const {
+  TRY(const EntryPtr entry, find(id));
+  SandboxStatus status;
+  const Record& record = entry->record;
+  status.ready = entry->problem || record.phase() == Record::RUNNING;
+  status.created_at = task::from_timestamp(record.created_at());
+  status.exited_at = task::from_timestamp(record.exited_at());
+  if (verbose) status.info = verbose_info(record, entry->problem);
+  return status;
+}
+
+Task<Result<task::Attachment>> SandboxManager::attach(std::string sandbox_id,
+                                                      std::string container_id, oci::Spec spec) {
+  CO_TRY(const EntryPtr entry, find_usable(sandbox_id));
+  const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  if (entry->gone) co_return fail(not_found(sandbox_id));
+  if (entry->record.phase() != Record::RUNNING) {
+    co_return fail(Code::kFailedPrecondition, "sandbox {} is not running", sandbox_id);
+  }
+  CO_CHECK(store_.create_container(sandbox_id, container_id));
+  const std::string dir = store_.paths().container(sandbox_id, container_id);
+  Result<task::Attachment> attached =
+      co_await entry->sandbox->attach(container_id, dir, std::move(spec));
+  // The shared PID namespace's init may have come up with this container.
+  Result<> saved = attached ? save_record(*entry) : Result<>();
+  if (!attached || !saved) {
+    if (Result<> removed = store_.remove_container(sandbox_id, container_id); !removed) {
+      log::error({sandbox_id, container_id}, "{}", removed.error().message);
+    }
+    if (attached) co_await entry->sandbox->detach(container_id);
+  }
+  CO_CHECK(saved);
+  co_return attached;
+}
+
+Task<Result<>> SandboxManager::detach(std::string sandbox_id, std::string container_id) {
+  const auto found = entries_.find(sandbox_id);
+  // Not under the mutex: stop() holds it while it removes the containers.
+  if (found != entries_.end() && found->second->sandbox) {
+    co_await found->second->sandbox->detach(container_id);
+  }
+  auto remove = [this, sandbox_id, container_id] {
+    return store_.remove_container(sandbox_id, container_id);
+  };
+  co_return co_await pool_.run(std::move(remove));
+}
+
+Result<> SandboxManager::save(const state::v1::ContainerState& record) {
+  return store_.save_container(record);
+}
+
+Task<Result<>> SandboxManager::recover() {
+  CO_TRY(const std::vector<LoadedSandbox> loaded, store_.load_sandboxes());
+  for (const LoadedSandbox& one : loaded) {
+    auto entry = std::make_shared<Entry>();
+    entry->record.set_id(one.id);
+    if (one.problem && one.problem->kind == StateProblem::Kind::kUnsaved) {
+      if (Result<> removed = store_.remove_sandbox(one.id); !removed) {
+        log::error({one.id, {}}, "{}", removed.error().message);
+      }
+      continue;
+    }
+    if (one.problem) {
+      log::error({one.id, {}}, "left alone: {}", one.problem->words);
+      entry->problem = one.problem;
+    } else {
+      entry->record = *one.state;
+      entry->sandbox = factory_.make(entry->record);
+    }
+    entries_[one.id] = entry;
+  }
+  const std::map<std::string, EntryPtr> all = entries_;
+  for (const auto& [id, entry] : all) {
+    if (!entry->problem) co_await recover_sandbox(entry);
+  }
+  co_return Result<>();
+}
+
+Task<> SandboxManager::recover_sandbox(EntryPtr entry) {
+  const std::string id = entry->record.id();
+  if (entry->record.phase() == Record::STARTING) {
+    // containerd's Start has failed with the old daemon; it has forgotten the sandbox (T10).
+    log::info({id, {}}, "was half started when the sandboxer died: undone");
+    Result<> undone = co_await entry->sandbox->stop();
+    if (undone) undone = store_.remove_sandbox(id);
+    if (!undone) log::error({id, {}}, "{}", undone.error().message);
+    entry->gone = true;
+    entry->stopped.set();
+    entries_.erase(id);
+    co_return;
+  }
+  co_await recover_containers(entry);
+  if (entry->record.phase() == Record::RUNNING) {
+    if (Result<> recovered = co_await entry->sandbox->recover(); !recovered) {
+      log::error({id, {}}, "recovery: {}", recovered.error().message);
+    }
+    watchers_.spawn(watch(entry));
+    co_return;
+  }
+  if (entry->record.phase() == Record::STOPPED && !entry->problem) {
+    if (Result<> stopped = co_await entry->sandbox->stop(); !stopped) {
+      log::error({id, {}}, "{}", stopped.error().message);
+    }
+    entry->stopped.set();
+  }
+}
+
+Task<> SandboxManager::recover_containers(EntryPtr entry) {
+  const std::string id = entry->record.id();
+  const Result<std::vector<LoadedContainer>> loaded = store_.load_containers(id);
+  if (!loaded) {
+    log::error({id, {}}, "{}", loaded.error().message);
+    co_return;
+  }
+  for (const LoadedContainer& one : *loaded) {
+    if (one.problem && one.problem->kind == StateProblem::Kind::kUnsaved) {
+      if (Result<> removed = store_.remove_container(id, one.id); !removed) {
+        log::error({id, one.id}, "{}", removed.error().message);
+      }
+    } else if (one.problem) {
+      // A pod with a container that we cannot judge is not ours to change either.
+      log::error({id, one.id}, "left alone, and its pod with it: {}", one.problem->words);
+      entry->problem = one.problem;
+    } else {
+      auto record = std::make_shared<const state::v1::ContainerState>(*one.state);
+      co_await tasks_->recover(store_.paths().container(id, one.id), record);
+    }
+  }
+}
+
+void SandboxManager::begin_stop() {
+  stopping_.set();
+}
+
+Task<> SandboxManager::stop_watching() {
+  stopping_.set();
+  watchers_.cancel();
+  co_await watchers_.join();
+}
+
+}  // namespace kuasar::sandbox

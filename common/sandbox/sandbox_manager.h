@@ -1,0 +1,96 @@
+#pragma once
+
+#include <chrono>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "async/blocking_pool.h"
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/task_group.h"
+#include "base/error.h"
+#include "sandbox/sandbox.h"
+#include "sandbox/state_store.h"
+#include "task/pods.h"
+
+namespace kuasar::task {
+class TaskService;
+}
+
+namespace kuasar::sandbox {
+
+/// What Controller.Start and Controller.Status tell of a sandbox.
+struct SandboxStatus {
+  bool ready = false;
+  std::chrono::system_clock::time_point created_at;
+  std::chrono::system_clock::time_point exited_at;
+  /// JSON for `crictl inspectp`; only when asked for.
+  std::string info;
+};
+
+/// How a sandbox ended.
+struct SandboxExit {
+  std::uint32_t exit_status = 0;
+  std::chrono::system_clock::time_point at;
+};
+
+/// The registry of a daemon's sandboxes and their state machine Created -> Running -> Stopped,
+/// the same for every technology: it serializes the calls for each, keeps the records, fans the
+/// exit out and recovers what an earlier daemon left. Lives on the io thread. stop() must have
+/// ended before it is destroyed.
+class SandboxManager : public task::Pods {
+ public:
+  SandboxManager(asio::any_io_executor executor, BlockingPool& pool, StateStore& store,
+                 SandboxFactory& factory);
+  /// The service that holds the containers of these sandboxes; set once, before any call.
+  void set_tasks(task::TaskService& tasks) { tasks_ = &tasks; }
+
+  // What the Controller asks for. Ids are checked here.
+  Task<Result<>> create(state::v1::SandboxState record);
+  Task<Result<SandboxStatus>> start(std::string id);
+  /// Unknown: success. The sandbox is NOTREADY before anything is taken away.
+  Task<Result<>> stop(std::string id);
+  Task<Result<>> shutdown(std::string id);
+  /// Ends when the sandbox has stopped; kUnavailable when the daemon stops (T16), kCancelled when
+  /// the caller has gone.
+  Task<Result<SandboxExit>> wait(std::string id, std::shared_ptr<const Event> caller_gone);
+  Result<SandboxStatus> status(const std::string& id, bool verbose) const;
+  Result<> check_exists(const std::string& id) const;
+
+  // What TaskService asks for.
+  Task<Result<task::Attachment>> attach(std::string sandbox_id, std::string container_id,
+                                        oci::Spec spec) override;
+  Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
+  Result<> save(const state::v1::ContainerState& record) override;
+
+  /// Reads the state directory and takes everything over: sandboxes first, then containers.
+  Task<Result<>> recover();
+  /// From now on every wait() ends with kUnavailable and no change is accepted.
+  void begin_stop();
+  /// Ends the watchers; sandboxes stay as they are.
+  Task<> stop_watching();
+
+ private:
+  struct Entry;
+  using EntryPtr = std::shared_ptr<Entry>;
+
+  Result<EntryPtr> find(const std::string& id) const;
+  /// find() for a change: refuses one whose record we may not read.
+  Result<EntryPtr> find_usable(const std::string& id) const;
+  Result<> save_record(Entry& entry);
+  Task<> watch(EntryPtr entry);
+  Task<Result<>> stop_locked(EntryPtr entry, SandboxExit exit);
+  Task<> recover_sandbox(EntryPtr entry);
+  Task<> recover_containers(EntryPtr entry);
+
+  BlockingPool& pool_;
+  StateStore& store_;
+  SandboxFactory& factory_;
+  task::TaskService* tasks_ = nullptr;
+  std::map<std::string, EntryPtr> entries_;
+  TaskGroup watchers_;
+  Event stopping_;
+};
+
+}  // namespace kuasar::sandbox

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace kuasar::sandbox {
+
+/// The on-disk tree of one sandboxer; every name in it is made here.
+///
+///   <dir>/                              0711  tmpfs, private mount
+///     boot_id                                 kernel's boot id; another boot's tree is removed
+///     lock                                    flock(2) of the one daemon on this directory
+///     task.sock                               Task API; the name is an ABI, containerd stores it
+///     oci/                              0700  --root of the OCI runtime
+///     sandboxes/                        0711
+///       <sandbox id>/                   0711
+///         sandbox.json                  0600  state.v1.SandboxState
+///         ns/                           0700
+///           ipc uts pid                       namespace pins (bind mounts of nsfs), as needed
+///         files/                        0711  what containers see below /etc
+///           hostname hosts resolv.conf  0644
+///         shm/                                mount point of the pod's /dev/shm
+///         containers/                   0700
+///           <container id>/             0700  the bundle that the OCI runtime gets
+///             container.json            0600  state.v1.ContainerState
+///             config.json                     rewritten OCI spec
+///             runtime.log                     log of the OCI runtime's last call
+///             init.pid                        pid file of the OCI runtime
+///
+/// Ids are validated (base/ids.h) before they come here.
+class StatePaths {
+ public:
+  using Path = std::filesystem::path;
+
+  explicit StatePaths(Path root) : root_(std::move(root)) {}
+
+  const Path& root() const { return root_; }
+  Path boot_id() const { return root_ / "boot_id"; }
+  Path lock() const { return root_ / "lock"; }
+  Path task_socket() const { return root_ / "task.sock"; }
+  Path runtime_root() const { return root_ / "oci"; }
+  Path sandboxes() const { return root_ / "sandboxes"; }
+
+  Path sandbox(std::string_view id) const { return sandboxes() / id; }
+  Path sandbox_file(std::string_view id) const { return sandbox(id) / "sandbox.json"; }
+  Path namespaces(std::string_view id) const { return sandbox(id) / "ns"; }
+  /// `kind` as in /proc/PID/ns: "ipc", "uts", "pid".
+  Path namespace_pin(std::string_view id, std::string_view kind) const {
+    return namespaces(id) / kind;
+  }
+  Path files(std::string_view id) const { return sandbox(id) / "files"; }
+  Path hostname(std::string_view id) const { return files(id) / "hostname"; }
+  Path hosts(std::string_view id) const { return files(id) / "hosts"; }
+  Path resolv_conf(std::string_view id) const { return files(id) / "resolv.conf"; }
+  Path shm(std::string_view id) const { return sandbox(id) / "shm"; }
+
+  Path containers(std::string_view id) const { return sandbox(id) / "containers"; }
+  Path container(std::string_view id, std::string_view container_id) const {
+    return containers(id) / container_id;
+  }
+  Path container_file(std::string_view id, std::string_view container_id) const {
+    return container(id, container_id) / "container.json";
+  }
+  Path config_json(std::string_view id, std::string_view container_id) const {
+    return container(id, container_id) / "config.json";
+  }
+  Path runtime_log(std::string_view id, std::string_view container_id) const {
+    return container(id, container_id) / "runtime.log";
+  }
+  Path init_pid(std::string_view id, std::string_view container_id) const {
+    return container(id, container_id) / "init.pid";
+  }
+
+ private:
+  Path root_;
+};
+
+}  // namespace kuasar::sandbox

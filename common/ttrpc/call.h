@@ -1,0 +1,67 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "async/event.h"
+#include "base/error.h"
+
+namespace google::protobuf {
+class MessageLite;
+}
+
+namespace kuasar::ttrpc {
+
+/// Key-value pairs of a request, in wire order; a key may occur more than once.
+using Metadata = std::vector<std::pair<std::string, std::string>>;
+
+/// The other end of a connection, as a handler sees it. Shared by the connection and every call
+/// that came over it; lives on the io thread.
+class Peer {
+ public:
+  explicit Peer(std::uint64_t id) : id_(id) {}
+
+  /// Unique within the process.
+  std::uint64_t id() const { return id_; }
+  /// True once the connection is gone: an answer would reach nobody.
+  bool closed() const { return closed_.is_set(); }
+  /// Set when the connection closes.
+  Event& closed_event() { return closed_; }
+
+ private:
+  std::uint64_t id_;
+  Event closed_;
+};
+
+/// What a handler knows about its call besides the request message.
+struct CallContext {
+  std::string service;
+  std::string method;
+  Metadata metadata;
+  /// When the caller stops waiting; it is answered DEADLINE_EXCEEDED then, the handler runs on.
+  std::optional<std::chrono::steady_clock::time_point> deadline;
+  /// True when an earlier process of this daemon consumed the request and did not answer it.
+  bool redelivered = false;
+  std::shared_ptr<Peer> peer;
+
+  /// Value of the first pair with this key; nothing if there is none.
+  std::optional<std::string_view> find(std::string_view key) const {
+    for (const auto& [name, value] : metadata) {
+      if (name == key) return value;
+    }
+    return std::nullopt;
+  }
+};
+
+/// Parses the payload of a request or response; kInvalidArgument names the message type.
+Result<> parse_payload(const std::string& payload, google::protobuf::MessageLite& message);
+/// The bytes of a message; kResourceExhausted when they cannot fit a frame.
+Result<std::string> serialize_payload(const google::protobuf::MessageLite& message);
+
+}  // namespace kuasar::ttrpc

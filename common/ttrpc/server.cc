@@ -1,0 +1,221 @@
+#include "ttrpc/server.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <cerrno>
+#include <list>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "async/task_group.h"
+#include "base/log.h"
+#include "ttrpc/connection.h"
+#include "ttrpc/session.h"
+
+namespace kuasar::ttrpc {
+namespace {
+
+// Connections taken per turn of the io thread, so that a storm of them holds nobody up.
+constexpr int kAcceptsPerTurn = 16;
+constexpr std::chrono::milliseconds kAcceptPause{100};
+// How often the handlers that outlived the grace are asked again to end.
+constexpr std::chrono::milliseconds kCancelPeriod{50};
+
+Result<> check_peer(int fd) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
+    return fail_errno("getsockopt", "SO_PEERCRED");
+  }
+  if (peer.uid == 0 || peer.uid == ::geteuid()) return {};
+  return fail(Code::kPermissionDenied, "process {} of uid {} may not connect", peer.pid, peer.uid);
+}
+
+// True for what no waiting repairs: the descriptor is not a listening socket.
+bool is_final(int accept_errno) {
+  return accept_errno == EBADF || accept_errno == EINVAL || accept_errno == ENOTSOCK ||
+         accept_errno == EOPNOTSUPP;
+}
+
+}  // namespace
+
+class Server::Core : public SessionHost, public std::enable_shared_from_this<Core> {
+ public:
+  explicit Core(asio::any_io_executor executor)
+      : executor_(std::move(executor)), calls_(executor_) {}
+
+  void add(std::string service, std::string method, RawHandler handler, AtStop at_stop) {
+    methods_[std::move(service)][std::move(method)] =
+        std::make_shared<const Method>(Method{std::move(handler), at_stop});
+  }
+
+  static Task<> serve(std::shared_ptr<Core> self, UniqueFd listener);
+  static Task<> stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace);
+  void adopt(UniqueFd socket, std::unique_ptr<Journal> journal);
+  void close_all(const Error& why);
+  std::size_t connections() const { return sessions_.size(); }
+
+  // SessionHost
+  Result<std::shared_ptr<const Method>> find(const std::string& service,
+                                             const std::string& method) const override;
+  void spawn(Task<> call) override { calls_.spawn(std::move(call)); }
+  void changed() override {
+    if (stopping_.is_set() && idle()) drained_.set();
+  }
+  void forget(std::uint64_t peer) override {
+    sessions_.erase(peer);
+    changed();
+  }
+
+ private:
+  bool idle() const {
+    return std::all_of(sessions_.begin(), sessions_.end(),
+                       [](const auto& entry) { return entry.second->idle(); });
+  }
+
+  asio::any_io_executor executor_;
+  std::map<std::string, std::map<std::string, std::shared_ptr<const Method>>> methods_;
+  std::map<std::uint64_t, std::shared_ptr<Session>> sessions_;
+  TaskGroup calls_;
+  std::list<asio::posix::stream_descriptor*> listeners_;
+  Event stopping_;
+  // Stopping, no call that stop() waits for is running and every answer has left.
+  Event drained_;
+};
+
+Result<std::shared_ptr<const Method>> Server::Core::find(const std::string& service,
+                                                         const std::string& method) const {
+  const auto methods = methods_.find(service);
+  if (methods == methods_.end()) {
+    return fail(Code::kUnimplemented, "service {} is not served here", service);
+  }
+  const auto found = methods->second.find(method);
+  if (found == methods->second.end()) {
+    return fail(Code::kUnimplemented, "method {}.{} does not exist", service, method);
+  }
+  return found->second;
+}
+
+void Server::Core::adopt(UniqueFd socket, std::unique_ptr<Journal> journal) {
+  if (stopping_.is_set()) return;
+  if (Result<> allowed = check_peer(socket.get()); !allowed) {
+    log::warning({}, "ttrpc connection refused: {}", allowed.error().message);
+    return;
+  }
+  auto connection = Connection::adopt(executor_, std::move(socket), std::move(journal));
+  if (!connection) {
+    log::warning({}, "ttrpc connection refused: {}", connection.error().message);
+    return;
+  }
+  const auto session = std::make_shared<Session>(shared_from_this(), std::move(*connection));
+  sessions_[session->peer_id()] = session;
+  session->start();
+}
+
+Task<> Server::Core::serve(std::shared_ptr<Core> self, UniqueFd listener) {
+  asio::posix::stream_descriptor descriptor(self->executor_);
+  boost::system::error_code ec;
+  descriptor.assign(listener.get(), ec);
+  if (!ec) {
+    listener.release();
+    descriptor.native_non_blocking(true, ec);
+  }
+  if (ec) {
+    log::error({}, "cannot listen for ttrpc connections: {}", ec.message());
+    co_return;
+  }
+  const auto place = self->listeners_.insert(self->listeners_.end(), &descriptor);
+  bool complained = false;
+  int turn = 0;
+  while (!self->stopping_.is_set()) {
+    if ((co_await asio::this_coro::cancellation_state).cancelled() != asio::cancellation_type::none)
+      break;
+    UniqueFd socket;
+    if (turn++ < kAcceptsPerTurn) {
+      socket.reset(
+          ::accept4(descriptor.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+      if (socket) {
+        complained = false;
+        self->adopt(std::move(socket), nullptr);
+        continue;
+      }
+      if (errno == EINTR || errno == ECONNABORTED) continue;
+      if (errno != EAGAIN) {
+        const Error why = Error::from_errno("accept", "a ttrpc connection");
+        if (is_final(why.err)) {
+          log::error({}, "{}; no more connections are taken", why.message);
+          break;
+        }
+        if (!complained) log::error({}, "{}; trying again", why.message);
+        complained = true;
+        co_await self->stopping_.wait_for(kAcceptPause);
+        continue;
+      }
+    }
+    turn = 0;
+    co_await descriptor.async_wait(asio::posix::stream_descriptor::wait_read, as_result(ec));
+  }
+  self->listeners_.erase(place);
+}
+
+void Server::Core::close_all(const Error& why) {
+  std::vector<std::shared_ptr<Session>> open;
+  for (const auto& [id, session] : sessions_) open.push_back(session);
+  for (const auto& session : open) session->close(why);
+}
+
+Task<> Server::Core::stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace) {
+  self->stopping_.set();
+  for (asio::posix::stream_descriptor* listener : self->listeners_) listener->cancel();
+  for (const auto& [id, session] : self->sessions_) session->stop_reading();
+  self->changed();
+  const auto end = std::chrono::steady_clock::now() + grace;
+  while (!self->drained_.is_set() && std::chrono::steady_clock::now() < end) {
+    co_await self->drained_.wait_for(end - std::chrono::steady_clock::now());
+  }
+  self->close_all(Error::make(Code::kUnavailable, "the server stops"));
+  while (self->calls_.size() > 0) {
+    // One signal ends one wait; a handler may have several ahead of it.
+    self->calls_.cancel();
+    co_await sleep_for(kCancelPeriod);
+  }
+}
+
+Server::Server(asio::any_io_executor executor)
+    : core_(std::make_shared<Core>(std::move(executor))) {}
+
+Server::~Server() {
+  core_->close_all(Error::make(Code::kUnavailable, "the server is gone"));
+}
+
+void Server::add_raw(std::string service, std::string method, RawHandler handler, AtStop at_stop) {
+  core_->add(std::move(service), std::move(method), std::move(handler), at_stop);
+}
+
+void Server::add_unimplemented(std::string service, std::string method, std::string words) {
+  core_->add(
+      std::move(service), std::move(method),
+      [words = std::move(words)](std::string, CallContext) { return Session::refuse_call(words); },
+      AtStop::kFinish);
+}
+
+Task<> Server::serve(UniqueFd listener) {
+  return Core::serve(core_, std::move(listener));
+}
+
+void Server::adopt(UniqueFd connection, std::unique_ptr<Journal> journal) {
+  core_->adopt(std::move(connection), std::move(journal));
+}
+
+Task<> Server::stop(std::chrono::nanoseconds grace) {
+  return Core::stop(core_, grace);
+}
+
+std::size_t Server::connections() const {
+  return core_->connections();
+}
+
+}  // namespace kuasar::ttrpc

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "async/task.h"
+#include "base/error.h"
+#include "base/unique_fd.h"
+#include "ttrpc/call.h"
+#include "ttrpc/journal.h"
+
+namespace kuasar::ttrpc {
+
+/// Requests of one connection that may wait for their answer; one more is answered
+/// RESOURCE_EXHAUSTED. Reading never stops: the client would block in write with its lock held.
+inline constexpr std::size_t kMaxUnanswered = 256;
+/// Handlers of one connection that may run, those whose deadline has passed included.
+inline constexpr std::size_t kMaxRunning = 1024;
+
+/// What Server::stop() does about running calls of a method: waits for them within its grace, or
+/// does not (a wait for a process's exit would use up the grace for nothing).
+enum class AtStop { kFinish, kCut };
+
+/// Serves unary ttrpc calls on AF_UNIX stream connections. Owned by whoever composes the daemon;
+/// lives on the io thread, as all handlers do. Handlers of one connection run concurrently and
+/// their answers leave in the order in which they finish. A connection whose peer misbehaves or
+/// does not read is closed alone. Only peers of our own effective uid, or root, are accepted.
+///
+/// A handler is never cancelled by its caller's deadline or disconnect: the answer is dropped.
+/// stop() must have ended before the server is destroyed, unless it never served a connection.
+class Server {
+ public:
+  /// Takes a request payload, returns a response payload.
+  using RawHandler = std::function<Task<Result<std::string>>(std::string, CallContext)>;
+  template <class Req, class Resp>
+  using Handler = std::function<Task<Result<Resp>>(Req, CallContext)>;
+
+  explicit Server(asio::any_io_executor executor);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  /// Registers a method; `service` is the full proto name, `method` the bare one. The handler
+  /// object is kept alive while a call of it runs. Call before serve() or adopt().
+  template <class Req, class Resp>
+  void add(std::string service, std::string method, Handler<Req, Resp> handler,
+           AtStop at_stop = AtStop::kFinish) {
+    auto shared = std::make_shared<const Handler<Req, Resp>>(std::move(handler));
+    add_raw(
+        std::move(service), std::move(method),
+        [shared](std::string payload, CallContext context) {
+          return run_typed<Req, Resp>(shared, std::move(payload), std::move(context));
+        },
+        at_stop);
+  }
+  /// A method that is known and refused: UNIMPLEMENTED with these words.
+  void add_unimplemented(std::string service, std::string method, std::string words);
+  void add_raw(std::string service, std::string method, RawHandler handler,
+               AtStop at_stop = AtStop::kFinish);
+
+  /// Accepts connections until stop(); the listener is closed then. An accept that fails (EMFILE)
+  /// is logged once and tried again after a pause.
+  Task<> serve(UniqueFd listener);
+  /// Serves a connection that somebody else accepted. With a journal its unanswered requests are
+  /// run first. A peer that may not talk to us, or a descriptor that is no socket, is closed.
+  void adopt(UniqueFd connection, std::unique_ptr<Journal> journal = nullptr);
+
+  /// Stops accepting and reading (a request that was not read was not run), lets running calls
+  /// finish and their answers leave for up to `grace`, closes every connection, cancels the
+  /// handlers that are left and ends when none is. A second call waits likewise.
+  Task<> stop(std::chrono::nanoseconds grace);
+
+  /// Open connections.
+  std::size_t connections() const;
+
+ private:
+  class Core;
+
+  template <class Req, class Resp>
+  static Task<Result<std::string>> run_typed(std::shared_ptr<const Handler<Req, Resp>> handler,
+                                             std::string payload, CallContext context) {
+    Req request;
+    CO_CHECK(parse_payload(payload, request));
+    payload = {};
+    CO_TRY(Resp response, co_await (*handler)(std::move(request), std::move(context)));
+    co_return serialize_payload(response);
+  }
+
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace kuasar::ttrpc

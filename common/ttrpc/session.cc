@@ -1,0 +1,198 @@
+#include "ttrpc/session.h"
+
+#include <boost/asio/steady_timer.hpp>
+#include <utility>
+
+#include "base/log.h"
+#include "ttrpc/status.h"
+#include "ttrpc/ttrpc.pb.h"
+
+namespace kuasar::ttrpc {
+namespace {
+
+// A longer timeout is this long: the sum with now must not overflow.
+constexpr std::chrono::nanoseconds kLongestTimeout = std::chrono::hours(24 * 365);
+
+std::uint64_t next_peer_id() {
+  static std::uint64_t last = 0;
+  return ++last;
+}
+
+std::string encode_response(std::uint32_t stream, const ::ttrpc::Response& response) {
+  Result<std::string> bytes = serialize_payload(response);
+  if (!bytes) return {};
+  Result<std::string> frame = encode_frame(kTypeResponse, 0, stream, *bytes);
+  return frame ? std::move(*frame) : std::string();
+}
+
+std::string encode_refusal(std::uint32_t stream, const Error& why) {
+  ::ttrpc::Response response;
+  *response.mutable_status() = to_status(why);
+  return encode_response(stream, response);
+}
+
+}  // namespace
+
+struct Session::Call {
+  Call(std::uint32_t id, std::shared_ptr<const Method> what, asio::any_io_executor executor)
+      : stream(id), method(std::move(what)), deadline(std::move(executor)) {}
+
+  std::uint32_t stream;
+  std::shared_ptr<const Method> method;
+  bool answered = false;
+  asio::steady_timer deadline;
+};
+
+Session::Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection)
+    : host_(std::move(host)),
+      connection_(std::move(connection)),
+      peer_(std::make_shared<Peer>(next_peer_id())) {}
+
+void Session::start() {
+  if (Journal* journal = connection_->journal()) {
+    for (const Journal::Entry& entry : journal->unanswered()) redeliver(entry);
+    last_stream_ = journal->last_stream();
+  }
+  connection_->start(weak_from_this());
+}
+
+void Session::redeliver(const Journal::Entry& entry) {
+  FrameReader reader;
+  reader.feed(entry.frame);
+  const Result<std::optional<FrameReader::Frame>> frame = reader.next();
+  if (frame && *frame && (*frame)->header.type == kTypeRequest) return begin(**frame, &entry);
+  log::error({}, "a journalled ttrpc request of {} bytes is no frame", entry.frame.size());
+}
+
+void Session::on_frame(const FrameReader::Frame& frame) {
+  const FrameHeader& header = frame.header;
+  // Data belongs to streams that were refused; other types are for protocols to come.
+  if (header.type != kTypeRequest) return;
+  if (header.stream % 2 == 0) {
+    return refuse(header.stream,
+                  Error::make(Code::kInvalidArgument, "stream id {} is even: a client's are odd",
+                              header.stream));
+  }
+  if (header.stream <= last_stream_) {
+    return refuse(header.stream,
+                  Error::make(Code::kInvalidArgument, "stream id {} is not above the last one, {}",
+                              header.stream, last_stream_));
+  }
+  last_stream_ = header.stream;
+  if (frame.oversized) {
+    return refuse(header.stream, Error::make(Code::kResourceExhausted,
+                                             "a request of {} bytes is over the limit of {}",
+                                             header.length, kMaxData));
+  }
+  begin(frame, nullptr);
+}
+
+void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redelivered) {
+  const std::uint32_t stream = frame.header.stream;
+  if ((frame.header.flags & (kFlagRemoteClosed | kFlagRemoteOpen | kFlagNoData)) != 0) {
+    return refuse(stream, Error::make(Code::kUnimplemented, "streaming calls are not served here"));
+  }
+  if (unanswered_ >= kMaxUnanswered || running_ >= kMaxRunning) {
+    return refuse(stream, Error::make(Code::kResourceExhausted,
+                                      "{} calls of this connection run and {} are unanswered",
+                                      running_, unanswered_));
+  }
+  ::ttrpc::Request request;
+  const std::string_view data = frame.data();
+  if (!request.ParseFromArray(data.data(), static_cast<int>(data.size()))) {
+    return refuse(stream, Error::make(Code::kInvalidArgument, "not a ttrpc request"));
+  }
+  Result<std::shared_ptr<const Method>> method = host_->find(request.service(), request.method());
+  if (!method) return refuse(stream, method.error());
+
+  CallContext context;
+  if (request.timeout_nano() != 0) {
+    const auto timeout =
+        std::min(std::chrono::nanoseconds(request.timeout_nano()), kLongestTimeout) -
+        (redelivered != nullptr ? redelivered->age : std::chrono::nanoseconds(0));
+    if (timeout <= timeout.zero()) {
+      return refuse(stream, Error::make(Code::kDeadlineExceeded, "the call came too late"));
+    }
+    context.deadline = std::chrono::steady_clock::now() + timeout;
+  }
+  context.service = std::move(*request.mutable_service());
+  context.method = std::move(*request.mutable_method());
+  for (::ttrpc::KeyValue& pair : *request.mutable_metadata()) {
+    context.metadata.emplace_back(std::move(*pair.mutable_key()), std::move(*pair.mutable_value()));
+  }
+  context.redelivered = redelivered != nullptr;
+  context.peer = peer_;
+
+  const auto call = std::make_shared<Call>(stream, std::move(*method), connection_->get_executor());
+  if (context.deadline) watch_deadline(call, *context.deadline);
+  ++unanswered_;
+  ++running_;
+  if (call->method->at_stop == AtStop::kFinish) ++to_finish_;
+  host_->spawn(
+      run(shared_from_this(), call, std::move(*request.mutable_payload()), std::move(context)));
+}
+
+Task<> Session::run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
+                    CallContext context) {
+  const Result<std::string> result =
+      co_await call->method->handler(std::move(payload), std::move(context));
+  call->deadline.cancel();
+  self->answer(*call, result);
+  --self->running_;
+  if (call->method->at_stop == AtStop::kFinish) --self->to_finish_;
+  self->host_->changed();
+}
+
+void Session::watch_deadline(const std::shared_ptr<Call>& call,
+                             std::chrono::steady_clock::time_point deadline) {
+  call->deadline.expires_at(deadline);
+  call->deadline.async_wait([self = shared_from_this(), call](const boost::system::error_code& ec) {
+    if (ec) return;
+    self->answer(*call, fail(Code::kDeadlineExceeded, "the call took longer than its timeout"));
+  });
+}
+
+void Session::answer(Call& call, const Result<std::string>& result) {
+  if (std::exchange(call.answered, true)) return;
+  --unanswered_;
+  respond(call.stream, result);
+}
+
+void Session::refuse(std::uint32_t stream, const Error& why) {
+  respond(stream, fail(why));
+}
+
+void Session::respond(std::uint32_t stream, const Result<std::string>& result) {
+  if (connection_->closed()) return;
+  std::string frame;
+  if (result) {
+    ::ttrpc::Response response;
+    response.set_payload(*result);
+    frame = encode_response(stream, response);
+    if (frame.empty()) {
+      frame = encode_refusal(stream, Error::make(Code::kResourceExhausted,
+                                                 "an answer of {} bytes is over the limit of {}",
+                                                 result->size(), kMaxData));
+    }
+  } else {
+    frame = encode_refusal(stream, result.error());
+  }
+  connection_->send(stream, std::move(frame));
+}
+
+void Session::on_closed(const Error& why) {
+  // A peer that goes away between frames is the normal end.
+  if (why.code == Code::kUnavailable) {
+    log::debug({}, "ttrpc connection {} ended: {}", peer_->id(), why.message);
+  } else {
+    log::warning({}, "ttrpc connection {} closed: {}", peer_->id(), why.message);
+  }
+  peer_->closed_event().set();
+  host_->forget(peer_->id());
+}
+
+Task<Result<std::string>> Session::refuse_call(std::string words) {
+  co_return fail(Code::kUnimplemented, "{}", words);
+}
+
+}  // namespace kuasar::ttrpc

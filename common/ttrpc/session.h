@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "async/task.h"
+#include "ttrpc/connection.h"
+#include "ttrpc/server.h"
+
+namespace kuasar::ttrpc {
+
+/// A registered method.
+struct Method {
+  Server::RawHandler handler;
+  AtStop at_stop = AtStop::kFinish;
+};
+
+/// What a session needs of its server.
+class SessionHost {
+ public:
+  virtual ~SessionHost() = default;
+  /// kUnimplemented, in words, when there is no such method.
+  virtual Result<std::shared_ptr<const Method>> find(const std::string& service,
+                                                     const std::string& method) const = 0;
+  virtual void spawn(Task<> call) = 0;
+  /// A call has ended, or the output has left.
+  virtual void changed() = 0;
+  /// The connection is gone.
+  virtual void forget(std::uint64_t peer) = 0;
+};
+
+/// The server's side of one connection: checks requests, runs their handlers, sends the answers.
+/// Owned by the server while the connection is open, and by its running calls; lives on the io
+/// thread.
+class Session : public ConnectionUser, public std::enable_shared_from_this<Session> {
+ public:
+  Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection);
+
+  /// Runs what the journal holds, then reads.
+  void start();
+  void stop_reading() { connection_->stop_reading(); }
+  void close(Error why) { connection_->close(std::move(why)); }
+
+  std::uint64_t peer_id() const { return peer_->id(); }
+  /// Nothing is left that a stopping server waits for.
+  bool idle() const { return to_finish_ == 0 && connection_->flushed(); }
+
+  static Task<Result<std::string>> refuse_call(std::string words);
+
+  // ConnectionUser
+  void on_frame(const FrameReader::Frame& frame) override;
+  void on_closed(const Error& why) override;
+  void on_flushed() override { host_->changed(); }
+
+ private:
+  struct Call;
+
+  void redeliver(const Journal::Entry& entry);
+  void begin(const FrameReader::Frame& frame, const Journal::Entry* redelivered);
+  static Task<> run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
+                    CallContext context);
+  void watch_deadline(const std::shared_ptr<Call>& call,
+                      std::chrono::steady_clock::time_point deadline);
+  void answer(Call& call, const Result<std::string>& result);
+  void refuse(std::uint32_t stream, const Error& why);
+  void respond(std::uint32_t stream, const Result<std::string>& result);
+
+  std::shared_ptr<SessionHost> host_;
+  std::shared_ptr<Connection> connection_;
+  std::shared_ptr<Peer> peer_;
+  std::uint32_t last_stream_ = 0;
+  /// Calls that were not answered yet, calls whose handler runs, and those of the latter that
+  /// Server::stop() waits for.
+  std::size_t unanswered_ = 0;
+  std::size_t running_ = 0;
+  std::size_t to_finish_ = 0;
+};
+
+}  // namespace kuasar::ttrpc

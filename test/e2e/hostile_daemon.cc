@@ -1,0 +1,422 @@
+#include "e2e/hostile_daemon.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+#include <system_error>
+#include <thread>
+
+#include "cri/runtime/v1/api.pb.h"
+#include "support/census_fixture.h"
+
+extern char** environ;
+
+namespace kuasar::test {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+constexpr std::chrono::seconds kPatience(20);
+
+// The directory of the executables under test: as the test runner says, else the build tree's.
+fs::path executable_dir() {
+  if (const char* dir = std::getenv("KUASAR_LAB_BIN")) {
+    return dir;
+  }
+  return fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bin";
+}
+
+// The environment of the daemon: the lab's OCI runtime comes first in PATH.
+std::vector<std::string> daemon_environment() {
+  std::vector<std::string> variables;
+  std::string path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string_view entry = *variable;
+    if (entry.starts_with("PATH=")) {
+      path = entry.substr(5);
+    } else {
+      variables.emplace_back(entry);
+    }
+  }
+  if (const char* prefix = std::getenv("KUASAR_LAB_PREFIX")) {
+    path = std::string(prefix) + "/usr/sbin:" + prefix + "/usr/bin:" + path;
+  }
+  variables.push_back("PATH=" + path);
+  return variables;
+}
+
+std::vector<char*> pointers(const std::vector<std::string>& strings) {
+  std::vector<char*> array;
+  for (const std::string& string : strings) {
+    array.push_back(const_cast<char*>(string.c_str()));
+  }
+  array.push_back(nullptr);
+  return array;
+}
+
+pid_t spawn(const std::vector<std::string>& arguments, const fs::path& output) {
+  posix_spawn_file_actions_t actions;
+  ::posix_spawn_file_actions_init(&actions);
+  ::posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+  ::posix_spawn_file_actions_addopen(&actions, 1, output.c_str(), O_WRONLY | O_CREAT | O_APPEND,
+                                     0600);
+  ::posix_spawn_file_actions_adddup2(&actions, 1, 2);
+  const std::vector<std::string> environment = daemon_environment();
+  pid_t pid = 0;
+  const int error = ::posix_spawn(&pid, arguments.front().c_str(), &actions, nullptr,
+                                  pointers(arguments).data(), pointers(environment).data());
+  ::posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) {
+    throw std::system_error(error, std::generic_category(), "spawn " + arguments.front());
+  }
+  return pid;
+}
+
+// Empty while the process runs.
+std::optional<int> exit_code(pid_t pid) {
+  int status = 0;
+  if (::waitpid(pid, &status, WNOHANG) != pid) {
+    return std::nullopt;
+  }
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+bool accepts(const fs::path& socket) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, socket.c_str(), sizeof address.sun_path - 1);
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int result = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  ::close(fd);
+  return result == 0;
+}
+
+// The mount points below a directory, the last mounted first.
+std::vector<std::string> mounts_below(const fs::path& dir) {
+  std::vector<std::string> points;
+  std::ifstream mountinfo("/proc/self/mountinfo");
+  std::string line;
+  while (std::getline(mountinfo, line)) {
+    std::istringstream fields(line);
+    std::string skipped;
+    std::string point;
+    fields >> skipped >> skipped >> skipped >> skipped >> point;
+    if (point == dir.native() || point.starts_with(dir.native() + "/")) {
+      points.insert(points.begin(), point);
+    }
+  }
+  return points;
+}
+
+// Processes whose cgroup lies below the tests' parent: what a failed case left running.
+void kill_leftover_containers() {
+  for (const fs::path& hierarchy : cgroup_hierarchies()) {
+    std::error_code error;
+    for (const auto& entry :
+         fs::recursive_directory_iterator(hierarchy.native() + CgroupParent::path(), error)) {
+      if (entry.path().filename() == "cgroup.procs") {
+        std::istringstream pids(read_whole(entry.path()));
+        pid_t pid = 0;
+        while (pids >> pid) {
+          ::kill(pid, SIGKILL);
+        }
+      }
+    }
+  }
+}
+
+json::object bind_mount(const std::string& path, const char* mode) {
+  return {{"destination", path},
+          {"type", "bind"},
+          {"source", path},
+          {"options", json::array{"rbind", mode}}};
+}
+
+std::string container_spec(const std::string& sandbox, const std::string& id,
+                           const std::vector<std::string>& arguments) {
+  json::array args;
+  for (const std::string& argument : arguments) {
+    args.emplace_back(argument);
+  }
+  json::array namespaces{json::object{{"type", "pid"}}, json::object{{"type", "mount"}}};
+  // With the pid 0 that a pod without a process has, CRI writes these paths.
+  for (const char* kind : {"ipc", "uts"}) {
+    namespaces.push_back(json::object{{"type", kind}, {"path", std::string("/proc/0/ns/") + kind}});
+  }
+  namespaces.push_back(json::object{{"type", "network"}, {"path", "/proc/0/ns/net"}});
+  const json::object spec{
+      {"ociVersion", "1.0.2"},
+      {"process", json::object{{"user", json::object{{"uid", 0}, {"gid", 0}}},
+                               {"args", args},
+                               {"env", json::array{"PATH=/usr/bin:/bin"}},
+                               {"cwd", "/"},
+                               {"noNewPrivileges", true}}},
+      {"root", json::object{{"path", "rootfs"}}},
+      {"mounts", json::array{json::object{{"destination", "/proc"},
+                                          {"type", "proc"},
+                                          {"source", "proc"},
+                                          {"options", json::array{"nosuid", "noexec", "nodev"}}},
+                             json::object{{"destination", "/dev"},
+                                          {"type", "tmpfs"},
+                                          {"source", "tmpfs"},
+                                          {"options", json::array{"nosuid", "mode=755"}}},
+                             bind_mount("/usr", "ro")}},
+      {"annotations", json::object{{"io.kubernetes.cri.container-type", "container"},
+                                   {"io.kubernetes.cri.sandbox-id", sandbox}}},
+      {"linux",
+       json::object{{"cgroupsPath", CgroupParent::path() + "/" + id}, {"namespaces", namespaces}}}};
+  return json::serialize(spec);
+}
+
+}  // namespace
+
+LoneDaemon::LoneDaemon() {
+  if (::geteuid() != 0) {
+    SKIP("needs root");
+  }
+  std::string pattern = (fs::temp_directory_path() / "kuasar-hostile-XXXXXX").native();
+  if (::mkdtemp(pattern.data()) == nullptr) {
+    throw std::system_error(errno, std::generic_category(), "mkdtemp");
+  }
+  scratch_ = pattern;
+  write_whole(config(), "");
+}
+
+LoneDaemon::~LoneDaemon() {
+  kill();
+  kill_leftover_containers();
+  unmount_below(scratch_);
+  std::error_code ignored;
+  fs::remove_all(scratch_, ignored);
+}
+
+std::vector<std::string> LoneDaemon::arguments() const {
+  return {"--listen",     listen().native(),
+          "--dir",        dir().native(),
+          "--config",     config().native(),
+          "--log-level",  "debug",
+          "--containerd", (scratch_ / "no-containerd.sock").native()};
+}
+
+void LoneDaemon::start() {
+  std::vector<std::string> command = arguments();
+  command.insert(command.begin(), (executable_dir() / "runc-sandboxer").native());
+  pid_ = spawn(command, scratch_ / "output");
+  std::optional<int> ended;
+  const bool ready = eventually(
+      [this, &ended] {
+        ended = exit_code(pid_);
+        return ended || (accepts(listen()) && accepts(task_socket()));
+      },
+      kPatience);
+  if (ended) {
+    pid_ = 0;
+    throw std::runtime_error("runc-sandboxer ended with " + std::to_string(*ended) + ":\n" +
+                             output());
+  }
+  if (!ready) {
+    throw std::runtime_error("runc-sandboxer does not accept connections:\n" + output());
+  }
+}
+
+Exited LoneDaemon::stop() {
+  ::kill(pid_, SIGTERM);
+  std::optional<int> code;
+  if (!eventually([this, &code] { return (code = exit_code(pid_)).has_value(); }, kPatience)) {
+    throw std::runtime_error("runc-sandboxer does not end at SIGTERM:\n" + output());
+  }
+  pid_ = 0;
+  return {*code, output()};
+}
+
+void LoneDaemon::kill() {
+  if (pid_ != 0) {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+}
+
+bool LoneDaemon::alive() const {
+  siginfo_t info{};
+  return pid_ != 0 &&
+         ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+         info.si_pid == 0;
+}
+
+std::string LoneDaemon::output() const {
+  return read_whole(scratch_ / "output");
+}
+
+CensusScope LoneDaemon::scope() const {
+  CensusScope scope;
+  scope.daemon = pid_;
+  scope.dirs = {dir(), scratch_ / "bundles"};
+  return scope;
+}
+
+Exited LoneDaemon::run_once(const std::vector<std::string>& arguments) const {
+  std::vector<std::string> command = arguments;
+  command.insert(command.begin(), (executable_dir() / "runc-sandboxer").native());
+  const fs::path file = scratch_ / "output-once";
+  fs::remove(file);
+  const pid_t pid = spawn(command, file);
+  std::optional<int> code;
+  if (!eventually([pid, &code] { return (code = exit_code(pid)).has_value(); }, kPatience)) {
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+    code = 128 + SIGKILL;
+  }
+  return {*code, read_whole(file)};
+}
+
+containerd::services::sandbox::v1::ControllerCreateRequest pod_request(const std::string& id) {
+  ::runtime::v1::PodSandboxConfig config;
+  config.mutable_metadata()->set_name("hostile");
+  config.mutable_metadata()->set_namespace_("default");
+  config.mutable_metadata()->set_uid("1");
+  config.set_hostname("hostile");
+  config.mutable_linux()->set_cgroup_parent(CgroupParent::path());
+  auto* namespaces =
+      config.mutable_linux()->mutable_security_context()->mutable_namespace_options();
+  namespaces->set_network(::runtime::v1::NODE);
+  namespaces->set_pid(::runtime::v1::CONTAINER);
+
+  containerd::services::sandbox::v1::ControllerCreateRequest request;
+  request.set_sandbox_id(id);
+  request.set_sandboxer("kuasar-runc");
+  // The bare name, as containerd writes it.
+  request.mutable_options()->set_type_url("runtime.v1.PodSandboxConfig");
+  request.mutable_options()->set_value(config.SerializeAsString());
+  request.mutable_sandbox()->set_sandbox_id(id);
+  request.mutable_sandbox()->set_sandboxer("kuasar-runc");
+  request.mutable_sandbox()->mutable_runtime()->set_name("io.containerd.runc.v2");
+  return request;
+}
+
+containerd::task::v3::CreateTaskRequest task_request(const LoneDaemon& daemon,
+                                                     const std::string& sandbox,
+                                                     const std::string& id,
+                                                     const std::vector<std::string>& arguments) {
+  const fs::path bundle = daemon.scratch() / "bundles" / id;
+  fs::create_directories(bundle / "rootfs");
+  write_whole(bundle / "sandbox", sandbox);
+  write_whole(bundle / "config.json", container_spec(sandbox, id, arguments));
+
+  const fs::path image = daemon.scratch() / "image";
+  for (const char* dir : {"proc", "sys", "dev", "etc", "tmp", "usr"}) {
+    fs::create_directories(image / dir);
+  }
+  for (const char* link : {"bin", "sbin", "lib", "lib64"}) {
+    std::error_code exists;
+    fs::create_symlink(fs::path("usr") / link, image / link, exists);
+  }
+
+  containerd::task::v3::CreateTaskRequest request;
+  request.set_id(id);
+  request.set_bundle(bundle.native());
+  auto* rootfs = request.add_rootfs();
+  rootfs->set_type("bind");
+  rootfs->set_source(image.native());
+  rootfs->add_options("rbind");
+  return request;
+}
+
+std::string CgroupParent::path() {
+  return "/kuasar-hostile-" + std::to_string(::getpid());
+}
+
+CgroupParent::CgroupParent() {
+  for (const fs::path& hierarchy : cgroup_hierarchies()) {
+    fs::create_directory(hierarchy.native() + path());
+  }
+}
+
+CgroupParent::~CgroupParent() {
+  for (const fs::path& hierarchy : cgroup_hierarchies()) {
+    const std::string top = hierarchy.native() + path();
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(top, ignored)) {
+      if (entry.is_directory(ignored)) {
+        ::rmdir(entry.path().c_str());
+      }
+    }
+    eventually([&top] { return ::rmdir(top.c_str()) == 0 || errno != EBUSY; },
+               std::chrono::seconds(2));
+  }
+}
+
+void unmount_below(const fs::path& dir) {
+  for (const std::string& point : mounts_below(dir)) {
+    ::umount2(point.c_str(), MNT_DETACH);
+  }
+}
+
+std::string read_whole(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+void write_whole(const fs::path& file, const std::string& content) {
+  std::ofstream stream(file, std::ios::binary | std::ios::trunc);
+  stream << content;
+  if (!stream.flush()) {
+    throw std::runtime_error("cannot write " + file.native());
+  }
+}
+
+std::string listed(const std::vector<std::string>& lines) {
+  std::string text;
+  for (const std::string& line : lines) {
+    text += "\n  " + line;
+  }
+  return text;
+}
+
+MemoryWatch::MemoryWatch(pid_t pid) : pid_(pid), before_kib_(read_kib("VmRSS:")) {}
+
+long MemoryWatch::read_kib(const std::string& field) const {
+  std::ifstream status("/proc/" + std::to_string(pid_) + "/status");
+  std::string word;
+  long kib = 0;
+  while (status >> word) {
+    if (word == field) {
+      status >> kib;
+      break;
+    }
+  }
+  return kib;
+}
+
+long MemoryWatch::growth_mib() const {
+  // AddressSanitizer reserves terabytes for its shadow and keeps freed memory back for a while.
+  constexpr long kShadowKib = 1L << 30;
+  constexpr long kQuarantineKib = 512L << 10;
+  const long growth = read_kib("VmRSS:") - before_kib_;
+  return std::max(0L, read_kib("VmSize:") > kShadowKib ? growth - kQuarantineKib : growth) / 1024;
+}
+
+void pause_briefly() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
+
+}  // namespace kuasar::test

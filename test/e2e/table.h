@@ -1,0 +1,114 @@
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "support/cri_client.h"
+#include "support/lab.h"
+
+// The one table of e2e cases. A case is a function on a Case; run_case calls it for every sandboxer
+// under test, on a lab that all cases of that sandboxer share, and compares the census of before
+// with the census of after.
+
+namespace kuasar::test {
+
+struct Pod {
+  std::string id;
+  cri::PodSandboxConfig config;
+};
+
+struct Container {
+  std::string id;
+  std::filesystem::path log;
+};
+
+/// What a container that ended left.
+struct Finished {
+  cri::ContainerStatus status;
+  CriLog log;
+};
+
+/// What a case may do. Everything that it makes is removed at its end. All functions that are not
+/// called try_ fail the test (REQUIRE) with the server's words.
+class Case {
+ public:
+  explicit Case(Lab& lab);
+  ~Case();
+  Case(const Case&) = delete;
+  Case& operator=(const Case&) = delete;
+
+  Lab& lab() { return lab_; }
+  CriClient& cri() { return lab_.cri(); }
+  bool ours() const { return lab_.sandboxer().ours(); }
+  /// Ends the case as skipped unless the sandboxer is ours: for properties that only we promise.
+  void only_ours(const std::string& property) const;
+  /// An existing directory of the case.
+  const std::filesystem::path& scratch() const { return scratch_; }
+
+  /// A pod with a network of its own; containers have their own PID namespace, as kubelets ask.
+  cri::PodSandboxConfig pod_config();
+  cri::PodSandboxConfig host_network_config();
+  cri::ContainerConfig container_config(const std::vector<std::string>& command,
+                                        const std::string& image = kBusyboxImage);
+
+  Result<Pod> try_run_pod(const cri::PodSandboxConfig& config);
+  Pod run_pod(const cri::PodSandboxConfig& config);
+  Pod run_pod() { return run_pod(pod_config()); }
+  void stop(const Pod& pod);
+  void remove(const Pod& pod);
+
+  /// CreateContainer; the log file's path is filled in.
+  Result<Container> try_create(const Pod& pod, cri::ContainerConfig config);
+  Container create(const Pod& pod, const cri::ContainerConfig& config);
+  /// Create and start.
+  Container start(const Pod& pod, const cri::ContainerConfig& config);
+  Container shell(const Pod& pod, const std::string& script,
+                  const std::string& image = kBusyboxImage);
+  /// A container that does nothing until it is killed, and says "up" when it does.
+  Container sleeper(const Pod& pod);
+
+  cri::ContainerStatus status(const Container& container);
+  cri::PodSandboxState state(const Pod& pod);
+  /// Waits for the end of a container, and reads its log.
+  Finished finish(const Container& container,
+                  std::chrono::seconds deadline = std::chrono::seconds(30));
+  Finished run(const Pod& pod, const cri::ContainerConfig& config) {
+    return finish(start(pod, config));
+  }
+  /// The trimmed standard output of a script that must end with 0.
+  std::string output_of(const Pod& pod, const std::string& script,
+                        const std::string& image = kBusyboxImage);
+  CriLog log(const Container& container);
+  /// Waits until the container's output contains `text`.
+  void await_output(const Container& container, const std::string& text);
+
+  /// Removes every pod that is still there, the polite way.
+  void clean_up();
+
+ private:
+  Lab& lab_;
+  std::filesystem::path scratch_;
+};
+
+void run_case(const std::function<void(Case&)>& body);
+
+/// "name=value" lines to a map.
+std::map<std::string, std::string> parse_pairs(const std::string& text);
+std::string trimmed(const std::string& text);
+std::vector<std::string> lines_of(const std::string& text);
+
+/// Like "net:[4026531840]".
+std::string host_namespace(const std::string& kind);
+
+/// Pids of the processes of the machine whose command line contains `text`.
+std::set<pid_t> processes_with(const std::string& text);
+
+cri::NamespaceOption* namespace_options(cri::PodSandboxConfig& config);
+cri::NamespaceOption* namespace_options(cri::ContainerConfig& config);
+
+}  // namespace kuasar::test

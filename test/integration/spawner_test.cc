@@ -1,0 +1,173 @@
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <filesystem>
+#include <string>
+
+#include "base/files.h"
+#include "os/direct_spawner.h"
+#include "os/pidfd.h"
+#include "os/spawn.h"
+#include "support/io_fixture.h"
+
+namespace kuasar::os {
+namespace {
+
+using test::IoFixture;
+
+ProcessSpec shell(const std::string& script) {
+  ProcessSpec spec;
+  spec.argv = {"sh", "-c", script};
+  spec.env = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin"};
+  return spec;
+}
+
+// The contract of every Spawner, here on children of this process.
+struct Fixture {
+  IoFixture io;
+  DirectSpawner spawner;
+
+  Process spawn(ProcessSpec spec) {
+    Result<Process> process = io.run(spawner.spawn("test", std::move(spec)));
+    REQUIRE(process);
+    return std::move(*process);
+  }
+  // Output of a script through a pipe on its fd 1.
+  std::string output_of(ProcessSpec spec) {
+    int ends[2];
+    REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+    UniqueFd reader(ends[0]);
+    UniqueFd writer(ends[1]);
+    spec.fds.push_back({writer.get(), 1});
+    const Process process = spawn(std::move(spec));
+    writer.reset();
+    std::string text;
+    char buffer[4096];
+    for (ssize_t n = 0; (n = ::read(reader.get(), buffer, sizeof buffer)) > 0;) {
+      text.append(buffer, static_cast<std::size_t>(n));
+    }
+    io.run(spawner.wait(process));
+    return text;
+  }
+};
+
+TEST_CASE_METHOD(Fixture, "spawner: exit codes and signals come back") {
+  for (const int code : {0, 7, 255}) {
+    const Process process = spawn(shell("exit " + std::to_string(code)));
+    const ExitStatus status = io.run(spawner.wait(process));
+    CHECK(status.code == code);
+    CHECK(status.known);
+  }
+  const Process sleeper = spawn(shell("exec sleep 100"));
+  CHECK_FALSE(pidfd_exited(sleeper.pidfd.get()));
+  REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGKILL));
+  CHECK(io.run(spawner.wait(sleeper)).code == 137);
+  CHECK(pidfd_signal(sleeper.pidfd.get(), 0).error().code == Code::kNotFound);
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: a program that cannot be executed leaves no process") {
+  ProcessSpec missing;
+  missing.argv = {"/no/such/program"};
+  const auto failed = io.run(spawner.spawn("x", missing));
+  REQUIRE_FALSE(failed);
+  CHECK(failed.error().message.find("/no/such/program") != std::string::npos);
+  ProcessSpec nowhere = shell("true");
+  nowhere.cwd = "/no/such/directory";
+  const auto no_cwd = io.run(spawner.spawn("x", nowhere));
+  REQUIRE_FALSE(no_cwd);
+  CHECK(no_cwd.error().message.find("working directory") != std::string::npos);
+  CHECK(::waitpid(-1, nullptr, WNOHANG) == -1);
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: a child has only the descriptors that are named") {
+  // Without O_CLOEXEC, so that only the spawner can keep it from the child.
+  UniqueFd leaky(::open("/dev/zero", O_RDONLY));
+  ProcessSpec spec = shell("readlink /proc/self/fd/0 /proc/self/fd/2; ls -l /proc/$$/fd");
+  const std::string fds = output_of(std::move(spec));
+  CHECK(fds.starts_with("/dev/null\n/dev/null\n"));
+  CHECK(fds.find("/dev/zero") == std::string::npos);
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: descriptors may cross over") {
+  int a[2];
+  int b[2];
+  REQUIRE(::pipe2(a, O_CLOEXEC) == 0);
+  REQUIRE(::pipe2(b, O_CLOEXEC) == 0);
+  ProcessSpec spec = shell("echo one >&3; echo two >&4");
+  // Under each other's number in the parent, as far as that can be arranged.
+  spec.fds = {{b[1], 3}, {a[1], 4}};
+  const Process process = spawn(std::move(spec));
+  io.run(spawner.wait(process));
+  char text[8] = {};
+  CHECK(::read(b[0], text, 4) == 4);
+  CHECK(std::string(text) == "one\n");
+  CHECK(::read(a[0], text, 4) == 4);
+  CHECK(std::string(text) == "two\n");
+  for (const int fd : {a[0], a[1], b[0], b[1]}) ::close(fd);
+}
+
+TEST_CASE_METHOD(Fixture,
+                 "spawner: a child starts with clean signals, its own session, umask 022") {
+  sigset_t block;
+  ::sigemptyset(&block);
+  ::sigaddset(&block, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &block, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  const std::string text = output_of(
+      shell("grep -E 'SigBlk|SigIgn' /proc/self/status; umask; ps -o pid= -o sid= -p $$"));
+  ::pthread_sigmask(SIG_UNBLOCK, &block, nullptr);
+  CHECK(text.find("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n0022\n") == 0);
+  const std::string ids = text.substr(text.rfind("0022\n") + 5);
+  int pid = 0;
+  int sid = 0;
+  REQUIRE(std::sscanf(ids.c_str(), "%d %d", &pid, &sid) == 2);
+  CHECK(pid == sid);
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: an orphan comes to the subreaper and can be adopted") {
+  REQUIRE(DirectSpawner::become_subreaper());
+  const std::string text = output_of(shell("sh -c 'sleep 0.2; exit 5' >/dev/null & echo $!"));
+  const pid_t orphan = static_cast<pid_t>(std::stoi(text));
+  Result<Process> adopted = io.run(spawner.adopt("orphan", orphan));
+  REQUIRE(adopted);
+  const ExitStatus status = io.run(spawner.wait(*adopted));
+  CHECK(status.code == 5);
+  CHECK(status.known);
+  CHECK(io.run(spawner.adopt("gone", orphan)).error().code == Code::kNotFound);
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: PID 1 of a new PID namespace", "[root]") {
+  ProcessSpec spec = shell("echo $$");
+  spec.new_pid_namespace = true;
+  spec.new_mount_namespace = true;
+  CHECK(output_of(std::move(spec)) == "1\n");
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing") {
+  const Process sleeper = spawn(shell("exec sleep 100"));
+  TaskGroup group(io.executor());
+  ExitStatus status;
+  group.spawn([](DirectSpawner& s, const Process& p, ExitStatus& out) -> Task<> {
+    out = co_await s.wait(p);
+  }(spawner, sleeper, status));
+  io.settle();
+  group.cancel();
+  io.run(group.join());
+  CHECK_FALSE(status.known);
+  REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGTERM));
+  CHECK(io.run(spawner.wait(sleeper)).code == 143);
+}
+
+TEST_CASE("pidfd: start time names a process") {
+  const auto mine = process_start_time(::getpid());
+  REQUIRE(mine);
+  CHECK(*mine > 0);
+  CHECK(process_start_time(::getpid()).value() == *mine);
+  CHECK(process_start_time(0x7ffffff0).error().code == Code::kNotFound);
+}
+
+}  // namespace
+}  // namespace kuasar::os

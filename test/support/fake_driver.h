@@ -1,0 +1,78 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "async/event.h"
+#include "task/driver.h"
+#include "task/events.h"
+#include "task/pods.h"
+
+namespace kuasar::test {
+
+/// A FAKE ContainerDriver: containers are entries of a map, their inits end when the test says
+/// so. It writes down what it is asked. For unit tests of TaskService only.
+class FakeDriver : public task::ContainerDriver {
+ public:
+  /// Calls in order: "create c1", "start c1", "kill_all c1", "signal c1 15", "remove c1".
+  std::vector<std::string> calls;
+  std::optional<Error> create_error;
+  std::optional<Error> start_error;
+  std::optional<Error> remove_error;
+  /// start() does not return before this is set.
+  Event* hold_start = nullptr;
+  /// SIGKILL (signal or kill_all) ends the init with 137.
+  bool killable = true;
+
+  void end_init(const std::string& container, int code);
+
+  Task<Result<>> create(task::ContainerPlan plan, const task::Stdio& stdio) override;
+  Task<Result<>> start(std::string container) override;
+  Task<os::ExitStatus> wait_exit(task::ProcessRef ref) override;
+  Result<> signal(const task::ProcessRef& ref, int signal) override;
+  Task<Result<>> kill_all(std::string container) override;
+  std::vector<pid_t> pids(const std::string& container) override;
+  pid_t host_pid(const task::ProcessRef& ref) override;
+  Task<Result<>> remove(std::string container) override;
+  void save(const std::string& container, state::v1::ContainerState& record) override;
+  Task<Result<bool>> recover(std::string dir,
+                             std::shared_ptr<const state::v1::ContainerState> record) override;
+
+ private:
+  struct Init {
+    Event ended;
+    int code = 0;
+  };
+  std::map<std::string, std::shared_ptr<Init>> inits_;
+};
+
+/// FAKE pods: every sandbox id exists unless it is in `missing`.
+class FakePods : public task::Pods {
+ public:
+  std::vector<std::string> calls;
+  std::string missing = "no-such-pod";
+  bool shared_pid = false;
+  std::optional<Error> save_error;
+  /// Phases saved, "c1:2" each.
+  std::vector<std::string> saved;
+
+  Task<Result<task::Attachment>> attach(std::string sandbox_id, std::string container_id,
+                                        oci::Spec spec) override;
+  Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
+  Result<> save(const state::v1::ContainerState& record) override;
+};
+
+/// Notes topics in order.
+class RecordingSink : public task::EventSink {
+ public:
+  std::vector<std::string> topics;
+  void publish(std::string, std::string topic, const google::protobuf::MessageLite&) override {
+    topics.push_back(std::move(topic));
+  }
+};
+
+}  // namespace kuasar::test

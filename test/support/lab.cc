@@ -1,0 +1,262 @@
+#include "support/lab.h"
+
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <functional>
+#include <sstream>
+#include <stdexcept>
+
+#include "support/lab_parts.h"
+#include "support/wait.h"
+
+namespace kuasar::test {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::chrono::seconds kStartPatience(60);
+constexpr std::chrono::seconds kStopPatience(30);
+
+fs::path environment_path(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? fs::path() : fs::path(value);
+}
+
+fs::path containerd_binary() {
+  const fs::path named = environment_path("KUASAR_CONTAINERD");
+  return named.empty() ? environment_path("KUASAR_LAB_PREFIX") / "usr/bin/containerd" : named;
+}
+
+// The directory of the executables under test: as the environment says, else the build tree's, seen
+// from <build>/test/kuasar_e2e or <build>/test/demo/kuasar_demo.
+fs::path executable_dir() {
+  const fs::path named = environment_path("KUASAR_LAB_BIN");
+  if (!named.empty()) return named;
+  fs::path dir = fs::read_symlink("/proc/self/exe").parent_path();
+  while (dir.has_relative_path() && !fs::exists(dir / "bin")) dir = dir.parent_path();
+  return dir / "bin";
+}
+
+// containerd logs whole specs in one line.
+std::string shortened(const std::string& text) {
+  constexpr std::size_t kWidth = 400;
+  std::istringstream lines(text);
+  std::string result;
+  for (std::string line; std::getline(lines, line);) {
+    result += line.size() > kWidth ? line.substr(0, kWidth) + " ...\n" : line + "\n";
+  }
+  return result;
+}
+
+// A new directory for a lab. Sockets below it must stay within 107 bytes.
+fs::path make_root() {
+  fs::path base = environment_path("KUASAR_LAB_DIR");
+  if (base.empty()) base = "/tmp";
+  fs::create_directories(base);
+  std::string name = (base / "lab.XXXXXX").string();
+  if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make " + name);
+  // A container's user must be able to walk through to its volumes.
+  ::chmod(name.c_str(), 0711);
+  if (name.size() > 70) throw std::runtime_error("KUASAR_LAB_DIR is too long for sockets: " + name);
+  return name;
+}
+
+}  // namespace
+
+std::string Lab::unavailable() {
+  if (::geteuid() != 0) return "a lab needs root";
+  if (environment_path("KUASAR_LAB_PREFIX").empty()) return "KUASAR_LAB_PREFIX is not set";
+  if (environment_path("KUASAR_LAB_IMAGES").empty()) return "KUASAR_LAB_IMAGES is not set";
+  if (!fs::exists(containerd_binary())) return "there is no " + containerd_binary().string();
+  return "";
+}
+
+Lab::Lab(SandboxerUnderTest sandboxer, const std::string& config)
+    : sandboxer_(std::move(sandboxer)), prefix_(environment_path("KUASAR_LAB_PREFIX")) {
+  const std::string reason = unavailable();
+  if (!reason.empty()) throw std::runtime_error(reason);
+  remove_stale_labs();
+  root_ = make_root();
+  const std::size_t hash = std::hash<std::string>()(root_.string());
+  name_ = fmt::format("kuasar-{:06x}", hash & 0xffffff);
+  subnet_ = fmt::format("10.{}.{}", 64 + (hash >> 24) % 128, (hash >> 32) % 256);
+  try {
+    make_tree(config);
+    make_network();
+    make_cgroups();
+    start_sandboxer();
+    start_containerd();
+    import_images();
+  } catch (...) {
+    tear_down();
+    throw;
+  }
+}
+
+Lab::~Lab() {
+  tear_down();
+}
+
+void Lab::make_tree(const std::string& config) {
+  for (const char* dir : {"etc/cni", "run", "log", "pods", "cni-data"}) {
+    fs::create_directories(root_ / dir);
+  }
+  const LabPlan plan{root_, prefix_ / "usr/lib/cni", name_, subnet_, sandboxer_, listen()};
+  write_text(root_ / "etc/containerd.toml", containerd_config(plan));
+  write_text(root_ / "etc/cni/10-lab.conflist", cni_config(plan));
+  write_text(root_ / "etc/sandboxer.toml", config);
+}
+
+// The bridge is made here, before CNI's plugin would do it, to carry the lab's alias.
+void Lab::make_network() {
+  const auto made = run_checked({"ip", "link", "add", name_, "type", "bridge"});
+  if (!made) give_up(made.error().message);
+  const auto named = run_checked({"ip", "link", "set", name_, "alias", lab_link_alias(root_)});
+  if (!named) give_up(named.error().message);
+}
+
+void Lab::make_cgroups() const {
+  for (const fs::path& hierarchy : lab_cgroup_hierarchies()) {
+    std::error_code ec;
+    fs::create_directory(hierarchy / name_, ec);
+    if (ec) give_up("cannot make the cgroup " + (hierarchy / name_).string());
+  }
+}
+
+std::vector<std::string> Lab::environment() const {
+  const char* path = std::getenv("PATH");
+  const std::string usr = (prefix_ / "usr").string();
+  return {fmt::format("PATH={}/bin:{}/sbin:{}", usr, usr, path == nullptr ? "/usr/bin" : path)};
+}
+
+void Lab::start_sandboxer() {
+  if (!sandboxer_.ours()) return;
+  auto child = Child::spawn({{(executable_dir() / sandboxer_.program).string(), "--listen",
+                              listen(), "--dir", dir(), "--config", root_ / "etc/sandboxer.toml",
+                              "--containerd", containerd_socket(), "--log-level", "debug"},
+                             environment(),
+                             sandboxer_log()});
+  if (!child) give_up(child.error().message);
+  sandboxer_process_ = std::move(*child);
+  const bool up = wait_until(
+      [&] {
+        return !sandboxer_process_.alive() ||
+               (socket_accepts(listen()) && socket_accepts(dir() / "task.sock"));
+      },
+      kStartPatience);
+  if (!up || !sandboxer_process_.alive()) give_up(sandboxer_.name + " does not come up");
+}
+
+int Lab::stop_sandboxer() {
+  if (sandboxer_process_.pid() == 0) return 0;
+  sandboxer_process_.signal(SIGTERM);
+  const auto code = sandboxer_process_.wait(kStopPatience);
+  if (!code) give_up(sandboxer_.name + " does not end on SIGTERM");
+  return *code;
+}
+
+void Lab::kill_sandboxer() {
+  sandboxer_process_.signal(SIGKILL);
+  sandboxer_process_.wait(kStopPatience);
+}
+
+void Lab::start_containerd() {
+  auto child = Child::spawn({{containerd_binary(), "--config", root_ / "etc/containerd.toml"},
+                             environment(),
+                             containerd_log()});
+  if (!child) give_up(child.error().message);
+  containerd_process_ = std::move(*child);
+  const bool up = wait_until(
+      [&] { return !containerd_process_.alive() || socket_accepts(containerd_socket()); },
+      kStartPatience);
+  if (!up || !containerd_process_.alive()) give_up("containerd does not come up");
+  cri_ = std::make_unique<CriClient>(containerd_socket());
+  const auto version = cri_->version(kStartPatience);
+  if (!version) give_up("CRI does not answer: " + version.error().message);
+}
+
+int Lab::stop_containerd() {
+  if (containerd_process_.pid() == 0) return 0;
+  containerd_process_.signal(SIGTERM);
+  const auto code = containerd_process_.wait(kStopPatience);
+  if (!code) give_up("containerd does not end on SIGTERM");
+  return *code;
+}
+
+void Lab::kill_containerd() {
+  containerd_process_.signal(SIGKILL);
+  containerd_process_.wait(kStopPatience);
+}
+
+void Lab::import_images() {
+  const fs::path ctr = containerd_binary().parent_path() / "ctr";
+  for (const auto& entry : fs::directory_iterator(environment_path("KUASAR_LAB_IMAGES"))) {
+    if (entry.path().extension() != ".tar") continue;
+    const auto done = run_checked({ctr, "--address", containerd_socket(), "--namespace", "k8s.io",
+                                   "images", "import", entry.path()},
+                                  {}, std::chrono::seconds(120));
+    if (!done) give_up(done.error().message);
+  }
+  for (const char* image : {kBusyboxImage, kToolsImage}) {
+    const bool known = wait_until([&] { return cri_->has_image(image).value_or(false); },
+                                  std::chrono::seconds(20));
+    if (!known) give_up(std::string("CRI does not know the image ") + image);
+  }
+}
+
+bool Lab::healthy() {
+  return containerd_process_.alive() && (!sandboxer_.ours() || sandboxer_process_.alive());
+}
+
+fs::path Lab::bundle(const std::string& container) const {
+  return containerd_state() / "io.containerd.runtime.v2.task/k8s.io" / container;
+}
+
+CensusScope Lab::census_scope() const {
+  CensusScope scope;
+  scope.containerd = containerd_process_.pid();
+  scope.daemon = sandboxer_process_.pid();
+  scope.dirs = {dir(), containerd_state(), pods()};
+  scope.netns_dirs = {containerd_state() / "io.containerd.grpc.v1.cri/netns"};
+  return scope;
+}
+
+std::string Lab::log_tails(std::size_t lines) const {
+  std::string text;
+  if (sandboxer_.ours()) {
+    text += "--- " + sandboxer_.name + ":\n" + shortened(tail_of(sandboxer_log(), lines));
+  }
+  return text + "--- containerd:\n" + shortened(tail_of(containerd_log(), lines));
+}
+
+void Lab::give_up(const std::string& words) const {
+  throw std::runtime_error(words + "\n" + log_tails(20));
+}
+
+// The polite way first, for the sake of what the daemons write at their end (leak reports).
+void Lab::tear_down() {
+  sandboxer_process_.signal(SIGTERM);
+  sandboxer_process_.wait(kStopPatience);
+  containerd_process_.signal(SIGTERM);
+  containerd_process_.wait(kStopPatience);
+  cri_.reset();
+  for (const std::string& item : remove_lab(root_, name_)) {
+    fmt::print(stderr, "lab {}: could not remove {}\n", root_.string(), item);
+  }
+  if (environment_path("KUASAR_LAB_DIR").empty()) {
+    std::error_code ec;
+    fs::remove_all(root_, ec);
+  }
+}
+
+std::vector<SandboxerUnderTest> sandboxers_under_test() {
+  if (environment_path("KUASAR_LAB_HANDLER") == "runc") {
+    return {{"containerd's own sandboxer", "runc", ""}};
+  }
+  return {{"runc-sandboxer", "kuasar-runc", "runc-sandboxer"}};
+}
+
+}  // namespace kuasar::test

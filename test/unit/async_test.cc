@@ -1,0 +1,174 @@
+#include <catch2/catch_test_macros.hpp>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "async/blocking_pool.h"
+#include "async/event.h"
+#include "async/gate.h"
+#include "async/task_group.h"
+#include "support/io_fixture.h"
+
+namespace kuasar {
+namespace {
+
+using namespace std::chrono_literals;
+using test::IoFixture;
+
+Task<> note_when_set(const Event& event, std::string& out, char name) {
+  co_await event.wait();
+  out += name;
+}
+
+TEST_CASE("Event: wakes all waiters once, and later ones at once") {
+  IoFixture io;
+  Event event;
+  std::string out;
+  TaskGroup group(io.executor());
+  group.spawn(note_when_set(event, out, 'a'));
+  group.spawn(note_when_set(event, out, 'b'));
+  io.settle();
+  CHECK(out.empty());
+  event.set();
+  io.run(group.join());
+  CHECK(out.size() == 2);
+  CHECK(io.run(event.wait()));
+}
+
+TEST_CASE("Event: a timed wait ends false when nothing comes") {
+  IoFixture io;
+  Event event;
+  CHECK_FALSE(io.run(event.wait_for(10ms)));
+  event.set();
+  CHECK(io.run(event.wait_for(10ms)));
+}
+
+TEST_CASE("Event: may be destroyed under its waiters") {
+  IoFixture io;
+  auto event = std::make_unique<Event>();
+  auto other = std::make_unique<Event>();
+  TaskGroup group(io.executor());
+  std::string out;
+  group.spawn(note_when_set(*event, out, 'a'));
+  std::vector<const Event*> both = {event.get(), other.get()};
+  group.spawn(Event::wait_any(std::move(both)));
+  io.settle();
+  event.reset();
+  io.run(group.join());
+  CHECK(out == "a");
+}
+
+TEST_CASE("Event: wait_any ends with the first") {
+  IoFixture io;
+  Event a;
+  Event b;
+  TaskGroup group(io.executor());
+  std::vector<const Event*> both = {&a, &b};
+  group.spawn(Event::wait_any(std::move(both)));
+  io.settle();
+  CHECK(group.size() == 1);
+  b.set();
+  io.run(group.join());
+  CHECK_FALSE(a.is_set());
+}
+
+Task<> hold(Gate& gate, Event& release, int& inside, int& most) {
+  const Gate::Pass pass = co_await gate.enter();
+  most = std::max(most, ++inside);
+  co_await release.wait();
+  --inside;
+}
+
+TEST_CASE("Gate: never more than its width, nobody is forgotten") {
+  IoFixture io;
+  Gate gate(2);
+  Event release;
+  int inside = 0;
+  int most = 0;
+  TaskGroup group(io.executor());
+  for (int i = 0; i < 7; ++i) group.spawn(hold(gate, release, inside, most));
+  io.settle();
+  CHECK(inside == 2);
+  CHECK(gate.waiting() == 5);
+  release.set();
+  io.run(group.join());
+  CHECK(most == 2);
+  CHECK(inside == 0);
+}
+
+Task<> append(AsyncMutex& mutex, std::string& out, char name) {
+  const AsyncMutex::Lock lock = co_await mutex.lock();
+  out += name;
+  co_await sleep_for(1ms);
+  out += name;
+}
+
+TEST_CASE("AsyncMutex: one at a time, in order") {
+  IoFixture io;
+  AsyncMutex mutex;
+  std::string out;
+  TaskGroup group(io.executor());
+  for (const char name : {'a', 'b', 'c'}) group.spawn(append(mutex, out, name));
+  io.run(group.join());
+  CHECK(out == "aabbcc");
+}
+
+Task<> sleep_long(bool& ended) {
+  co_await sleep_for(1h);
+  ended = true;
+}
+
+TEST_CASE("TaskGroup: cancel ends waits, join waits for all") {
+  IoFixture io;
+  TaskGroup group(io.executor());
+  bool first = false;
+  bool second = false;
+  group.spawn(sleep_long(first));
+  group.spawn(sleep_long(second));
+  io.settle();
+  group.cancel();
+  io.run(group.join());
+  CHECK(first);
+  CHECK(second);
+  CHECK(group.size() == 0);
+}
+
+Task<std::thread::id> where(BlockingPool& pool) {
+  auto work = [] {
+    std::this_thread::sleep_for(5ms);
+    return std::this_thread::get_id();
+  };
+  co_return co_await pool.run(std::move(work));
+}
+
+TEST_CASE("BlockingPool: runs elsewhere, answers here") {
+  IoFixture io;
+  BlockingPool pool(2);
+  CHECK(io.run(where(pool)) != std::this_thread::get_id());
+}
+
+Task<> use_pool(BlockingPool& pool, int& done) {
+  auto work = [] {
+    std::this_thread::sleep_for(20ms);
+    return std::string(100, 'x');
+  };
+  const std::string text = co_await pool.run(std::move(work));
+  if (text.size() == 100) ++done;
+}
+
+TEST_CASE("BlockingPool: cancellation does not cut work short") {
+  IoFixture io;
+  BlockingPool pool(2);
+  TaskGroup group(io.executor());
+  int done = 0;
+  for (int i = 0; i < 4; ++i) group.spawn(use_pool(pool, done));
+  io.settle();
+  group.cancel();
+  io.run(group.join());
+  CHECK(done == 4);
+}
+
+}  // namespace
+}  // namespace kuasar
