@@ -221,6 +221,7 @@ Task<Result<>> RuncSandbox::ensure_pid_init() {
   if (!confined) {
     (void)os::pidfd_signal(process.pidfd.get(), 9);
     co_await tools_.spawner.wait(process);
+    tools_.spawner.acknowledge(process);
     (void)os::remove_pin(pin("pid"));
     co_return fail(std::move(confined).error().context("shared PID namespace"));
   }
@@ -243,6 +244,7 @@ Task<> RuncSandbox::kill_pid_init() {
   if (!watched_) {
     co_await tools_.spawner.wait(*init_);
     init_ended_.set();
+    tools_.spawner.acknowledge(*init_);
   } else {
     const bool ended = co_await init_ended_.wait_for(kInitKillTimeout);
     if (!ended) {
@@ -265,6 +267,7 @@ Task<os::ExitStatus> RuncSandbox::wait_exit() {
     co_return end;
   }
   init_ended_.set();
+  tools_.spawner.acknowledge(*init_);
   end.known = !stopping_;
   co_return end;
 }

@@ -63,6 +63,7 @@ Task<os::ExitStatus> wait_or_kill(os::Spawner& spawner, std::shared_ptr<Child> c
   }
   child->ended = true;
   deadline.cancel();
+  spawner.acknowledge(child->process);
   co_return status;
 }
 

@@ -1,5 +1,6 @@
 #include "os/direct_spawner.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -36,10 +37,12 @@ ExitStatus from_wait_status(int status) {
   return exit;
 }
 
-ExitStatus reap(int pidfd) {
+constexpr auto kByPidfd = static_cast<idtype_t>(3 /* P_PIDFD */);
+
+// Leaves the zombie for acknowledge().
+ExitStatus exit_status(int pidfd) {
   siginfo_t info{};
-  while (::waitid(static_cast<idtype_t>(3 /* P_PIDFD */), static_cast<id_t>(pidfd), &info,
-                  WEXITED) != 0) {
+  while (::waitid(kByPidfd, static_cast<id_t>(pidfd), &info, WEXITED | WNOWAIT) != 0) {
     if (errno == EINTR) continue;
     // Not our child: the kernel may still tell.
     PidfdInfo exited{};
@@ -64,14 +67,39 @@ Result<> DirectSpawner::become_subreaper() {
   return {};
 }
 
+Result<Process> DirectSpawner::named(std::string key) const {
+  const auto found = children_.find(key);
+  if (found == children_.end()) return fail(Code::kNotFound, "no process is named {}", key);
+  UniqueFd pidfd(::fcntl(found->second.pidfd.get(), F_DUPFD_CLOEXEC, 3));
+  if (!pidfd) return fail_errno("duplicate the pidfd of", key);
+  return Process{std::move(key), found->second.pid, std::move(pidfd)};
+}
+
 Task<Result<Process>> DirectSpawner::spawn(std::string key, ProcessSpec spec) {
-  CO_TRY(Spawned child, spawn_process(spec));
-  co_return Process{std::move(key), child.pid, std::move(child.pidfd)};
+  if (!children_.contains(key)) {
+    CO_TRY(Spawned child, spawn_process(spec));
+    children_[key] = std::move(child);
+  }
+  co_return named(std::move(key));
+}
+
+Task<Result<Process>> DirectSpawner::find(std::string key) {
+  co_return named(std::move(key));
 }
 
 Task<Result<Process>> DirectSpawner::adopt(std::string key, pid_t pid) {
   CO_TRY(UniqueFd pidfd, pidfd_open(pid));
-  co_return Process{std::move(key), pid, std::move(pidfd)};
+  children_[key] = Spawned{pid, std::move(pidfd)};
+  co_return named(std::move(key));
+}
+
+void DirectSpawner::acknowledge(const Process& process) {
+  const auto found = children_.find(process.key);
+  if (found == children_.end() || found->second.pid != process.pid) return;
+  if (!pidfd_exited(found->second.pidfd.get())) return;
+  siginfo_t info{};
+  ::waitid(kByPidfd, static_cast<id_t>(found->second.pidfd.get()), &info, WEXITED | WNOHANG);
+  children_.erase(found);
 }
 
 Task<ExitStatus> DirectSpawner::wait(const Process& process) {
@@ -88,7 +116,7 @@ Task<ExitStatus> DirectSpawner::wait(const Process& process) {
       co_return ExitStatus{255, std::chrono::system_clock::now(), false};
     }
   }
-  co_return reap(fd);
+  co_return exit_status(fd);
 }
 
 }  // namespace kuasar::os

@@ -1,5 +1,9 @@
 #pragma once
 
+#include <map>
+#include <string>
+
+#include "os/spawn.h"
 #include "os/spawner.h"
 
 namespace kuasar::os {
@@ -13,8 +17,15 @@ class DirectSpawner : public Spawner {
   static Result<> become_subreaper();
 
   Task<Result<Process>> spawn(std::string key, ProcessSpec spec) override;
+  Task<Result<Process>> find(std::string key) override;
   Task<Result<Process>> adopt(std::string key, pid_t pid) override;
   Task<ExitStatus> wait(const Process& process) override;
+  void acknowledge(const Process& process) override;
+
+ private:
+  Result<Process> named(std::string key) const;
+
+  std::map<std::string, Spawned> children_;
 };
 
 }  // namespace kuasar::os

@@ -33,6 +33,8 @@ struct ProcessSpec {
   /// The child is PID 1 of a PID namespace of its own / has a mount namespace of its own.
   bool new_pid_namespace = false;
   bool new_mount_namespace = false;
+  /// The child is an OCI runtime: what it orphans to us is adopted by name soon after its end.
+  bool leaves_orphans = false;
 };
 
 /// How a process ended. `code` is its exit code, or 128 + n when signal n killed it.
@@ -51,24 +53,32 @@ struct Process {
   UniqueFd pidfd;
 };
 
-/// Starts processes and tells how they ended. On the host this will be the keeper
-/// (KeeperSpawner); DirectSpawner makes them children of this process; tests record.
-/// Runs on the io thread. The same key names the same child for as long as it is not waited for.
+/// Starts processes and tells how they ended. On the host this is the keeper (KeeperSpawner), so
+/// that both outlive this process; DirectSpawner makes them children of this process; tests record.
+/// Runs on the io thread. A key names one process until that is acknowledged.
 class Spawner {
  public:
   virtual ~Spawner() = default;
 
   /// Starts a child; a program that cannot be executed is an error here, not an exit code.
-  /// A failure leaves no process behind.
+  /// A failure leaves no process behind. A key that names a process already, running or ended, of
+  /// this daemon or of an earlier one, answers with that process and starts nothing.
   virtual Task<Result<Process>> spawn(std::string key, ProcessSpec spec) = 0;
 
-  /// Takes over a process that was orphaned to us (a container's init once its OCI runtime has
-  /// exited) or that an earlier daemon left behind. kNotFound when it is gone.
+  /// The process that a key names, running or ended; kNotFound.
+  virtual Task<Result<Process>> find(std::string key) = 0;
+
+  /// Names a process that was orphaned to us (a container's init once its OCI runtime has exited)
+  /// or that an earlier daemon left behind. kNotFound when it is gone.
   virtual Task<Result<Process>> adopt(std::string key, pid_t pid) = 0;
 
-  /// Ends when the process has ended, and reaps it if it is a child. The Process must outlive
-  /// the call. One waiter per process. Cancelled: ends at once with `known` false, reaps nothing.
+  /// Ends when the process has ended; its status stays to be asked for until acknowledge(). The
+  /// Process must outlive the call. Cancelled: ends at once with `known` false.
   virtual Task<ExitStatus> wait(const Process& process) = 0;
+
+  /// Its end is written down where a restart finds it, or nobody will ask: an ended child is
+  /// reaped, the key is free. One that still runs is left alone.
+  virtual void acknowledge(const Process& process) = 0;
 };
 
 }  // namespace kuasar::os

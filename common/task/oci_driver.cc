@@ -130,6 +130,7 @@ Task<Result<>> OciDriver::remove(std::string container) {
     return os::unmount_all(rootfs);
   };
   CO_CHECK(co_await pool_.run(std::move(clean)));
+  if (entry->init) spawner_.acknowledge(*entry->init);
   entries_.erase(container);
   co_return Result<>();
 }

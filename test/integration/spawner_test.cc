@@ -35,6 +35,11 @@ struct Fixture {
     REQUIRE(process);
     return std::move(*process);
   }
+  ExitStatus end_of(const Process& process) {
+    const ExitStatus status = io.run(spawner.wait(process));
+    spawner.acknowledge(process);
+    return status;
+  }
   // Output of a script through a pipe on its fd 1.
   std::string output_of(ProcessSpec spec) {
     int ends[2];
@@ -49,7 +54,7 @@ struct Fixture {
     for (ssize_t n = 0; (n = ::read(reader.get(), buffer, sizeof buffer)) > 0;) {
       text.append(buffer, static_cast<std::size_t>(n));
     }
-    io.run(spawner.wait(process));
+    end_of(process);
     return text;
   }
 };
@@ -57,15 +62,33 @@ struct Fixture {
 TEST_CASE_METHOD(Fixture, "spawner: exit codes and signals come back") {
   for (const int code : {0, 7, 255}) {
     const Process process = spawn(shell("exit " + std::to_string(code)));
-    const ExitStatus status = io.run(spawner.wait(process));
+    const ExitStatus status = end_of(process);
     CHECK(status.code == code);
     CHECK(status.known);
   }
   const Process sleeper = spawn(shell("exec sleep 100"));
   CHECK_FALSE(pidfd_exited(sleeper.pidfd.get()));
   REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGKILL));
-  CHECK(io.run(spawner.wait(sleeper)).code == 137);
+  CHECK(end_of(sleeper).code == 137);
   CHECK(pidfd_signal(sleeper.pidfd.get(), 0).error().code == Code::kNotFound);
+}
+
+TEST_CASE_METHOD(Fixture, "spawner: a key names one process until it is acknowledged") {
+  const Process first = spawn(shell("exit 3"));
+  CHECK(io.run(spawner.wait(first)).code == 3);
+  // Ended, asked twice, and never run again.
+  CHECK(io.run(spawner.wait(first)).code == 3);
+  const Process again = spawn(shell("exit 4"));
+  CHECK(again.pid == first.pid);
+  CHECK(io.run(spawner.wait(again)).code == 3);
+  CHECK(io.run(spawner.find("test")).value().pid == first.pid);
+  spawner.acknowledge(first);
+  CHECK(io.run(spawner.find("test")).error().code == Code::kNotFound);
+  const Process next = spawn(shell("exec sleep 100"));
+  spawner.acknowledge(next);
+  CHECK(io.run(spawner.find("test")).value().pid == next.pid);
+  REQUIRE(pidfd_signal(next.pidfd.get(), SIGKILL));
+  CHECK(end_of(next).code == 137);
 }
 
 TEST_CASE_METHOD(Fixture, "spawner: a program that cannot be executed leaves no process") {
@@ -100,7 +123,7 @@ TEST_CASE_METHOD(Fixture, "spawner: descriptors may cross over") {
   // Under each other's number in the parent, as far as that can be arranged.
   spec.fds = {{b[1], 3}, {a[1], 4}};
   const Process process = spawn(std::move(spec));
-  io.run(spawner.wait(process));
+  end_of(process);
   char text[8] = {};
   CHECK(::read(b[0], text, 4) == 4);
   CHECK(std::string(text) == "one\n");
@@ -133,7 +156,7 @@ TEST_CASE_METHOD(Fixture, "spawner: an orphan comes to the subreaper and can be 
   const pid_t orphan = static_cast<pid_t>(std::stoi(text));
   Result<Process> adopted = io.run(spawner.adopt("orphan", orphan));
   REQUIRE(adopted);
-  const ExitStatus status = io.run(spawner.wait(*adopted));
+  const ExitStatus status = end_of(*adopted);
   CHECK(status.code == 5);
   CHECK(status.known);
   CHECK(io.run(spawner.adopt("gone", orphan)).error().code == Code::kNotFound);
@@ -158,7 +181,7 @@ TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing") {
   io.run(group.join());
   CHECK_FALSE(status.known);
   REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGTERM));
-  CHECK(io.run(spawner.wait(sleeper)).code == 143);
+  CHECK(end_of(sleeper).code == 143);
 }
 
 TEST_CASE("pidfd: start time names a process") {

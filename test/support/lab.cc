@@ -211,6 +211,10 @@ bool Lab::healthy() {
   return containerd_process_.alive() && (!sandboxer_.ours() || sandboxer_process_.alive());
 }
 
+std::string Lab::containerd_config() const {
+  return read_text(root_ / "etc/containerd.toml");
+}
+
 fs::path Lab::bundle(const std::string& container) const {
   return containerd_state() / "io.containerd.runtime.v2.task/k8s.io" / container;
 }

@@ -81,6 +81,8 @@ class Lab {
   std::filesystem::path listen() const { return root_ / "run" / "sandboxer.sock"; }
   std::filesystem::path containerd_socket() const { return root_ / "run" / "containerd.sock"; }
   std::filesystem::path containerd_state() const { return root_ / "state"; }
+  /// The text of containerd's config.toml.
+  std::string containerd_config() const;
   /// The bundle of a container while containerd holds it.
   std::filesystem::path bundle(const std::string& container) const;
   /// For log directories, volumes and other files of pods.

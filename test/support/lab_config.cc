@@ -46,7 +46,9 @@ disabled_plugins = [
   runtime_type = "io.containerd.runc.v2"
 )";
 
-// The same as the drop-in that is shipped, but for the socket.
+// The same as the drop-in that is shipped, but for the socket, and with a table of runtime options
+// as operators have it: with runtime_type io.containerd.runc.v2 they travel together with the task
+// endpoint, with any other StartContainer would fail (T5).
 constexpr char kProxyPlugin[] = R"(
 [proxy_plugins.{handler}]
   type = "sandbox"
@@ -55,6 +57,8 @@ constexpr char kProxyPlugin[] = R"(
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}]
   runtime_type = "io.containerd.runc.v2"
   sandboxer = "{handler}"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}.options]
+    NoNewKeyring = true
 )";
 
 constexpr char kCni[] = R"({{

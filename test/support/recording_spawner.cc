@@ -15,15 +15,19 @@ void RecordingSpawner::play(Playback playback) {
 }
 
 Result<os::Process> RecordingSpawner::add(std::string key, pid_t pid) {
-  if (children_.contains(key)) {
-    return fail(Code::kAlreadyExists, "{} was spawned and has not been waited for", key);
-  }
   auto child = std::make_shared<Child>();
+  child->pid = pid;
   child->alive = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  UniqueFd pidfd(::fcntl(child->alive.get(), F_DUPFD_CLOEXEC, 3));
+  children_[key] = std::move(child);
+  return named(std::move(key));
+}
+
+Result<os::Process> RecordingSpawner::named(std::string key) const {
+  const auto found = children_.find(key);
+  if (found == children_.end()) return fail(Code::kNotFound, "no process is named {}", key);
+  UniqueFd pidfd(::fcntl(found->second->alive.get(), F_DUPFD_CLOEXEC, 3));
   if (!pidfd) return fail_errno("eventfd", key);
-  children_.emplace(key, std::move(child));
-  return os::Process{std::move(key), pid, std::move(pidfd)};
+  return os::Process{std::move(key), found->second->pid, std::move(pidfd)};
 }
 
 void RecordingSpawner::end(const std::string& key, os::ExitStatus status) {
@@ -37,7 +41,12 @@ void RecordingSpawner::end(const std::string& key, os::ExitStatus status) {
   found->second->ended.set();
 }
 
+Task<Result<os::Process>> RecordingSpawner::find(std::string key) {
+  co_return named(std::move(key));
+}
+
 Task<Result<os::Process>> RecordingSpawner::spawn(std::string key, os::ProcessSpec spec) {
+  if (children_.contains(key)) co_return named(std::move(key));
   Playback playback;
   if (!playbacks_.empty()) {
     playback = std::move(playbacks_.front());
@@ -70,8 +79,12 @@ Task<os::ExitStatus> RecordingSpawner::wait(const os::Process& process) {
   const std::shared_ptr<Child> child = found->second;
   if (!child->ended.is_set()) co_await child->ended.wait();
   if (!child->ended.is_set()) co_return unknown;
-  children_.erase(process.key);
   co_return child->status;
+}
+
+void RecordingSpawner::acknowledge(const os::Process& process) {
+  const auto found = children_.find(process.key);
+  if (found != children_.end() && found->second->ended.is_set()) children_.erase(found);
 }
 
 }  // namespace kuasar::test

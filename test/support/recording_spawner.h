@@ -47,16 +47,20 @@ class RecordingSpawner : public os::Spawner {
   const std::vector<std::pair<std::string, pid_t>>& adopted() const { return adopted_; }
 
   Task<Result<os::Process>> spawn(std::string key, os::ProcessSpec spec) override;
+  Task<Result<os::Process>> find(std::string key) override;
   Task<Result<os::Process>> adopt(std::string key, pid_t pid) override;
   Task<os::ExitStatus> wait(const os::Process& process) override;
+  void acknowledge(const os::Process& process) override;
 
  private:
   struct Child {
+    pid_t pid = -1;
     UniqueFd alive;
     Event ended;
     os::ExitStatus status;
   };
   Result<os::Process> add(std::string key, pid_t pid);
+  Result<os::Process> named(std::string key) const;
 
   std::list<Playback> playbacks_;
   std::vector<RecordedSpawn> spawned_;
