@@ -59,7 +59,7 @@ TEST_CASE("T1 T2 T5 T11 T26: the task endpoint in a bundle is ours, version 3, b
   run_case([](Case& e) {
     e.only_ours("one task socket for all pods");
     // T5: the handler has runtime options, and the endpoint comes through beside them.
-    REQUIRE(e.lab().containerd_config().find("NoNewKeyring = true") != std::string::npos);
+    REQUIRE(e.lab().containerd_toml().find("NoNewKeyring = true") != std::string::npos);
     const Pod pod = e.run_pod();
     const Container container = e.sleeper(pod);
     const fs::path bundle = e.lab().bundle(container.id);

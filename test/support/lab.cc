@@ -211,7 +211,7 @@ bool Lab::healthy() {
   return containerd_process_.alive() && (!sandboxer_.ours() || sandboxer_process_.alive());
 }
 
-std::string Lab::containerd_config() const {
+std::string Lab::containerd_toml() const {
   return read_text(root_ / "etc/containerd.toml");
 }
 

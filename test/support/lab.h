@@ -82,7 +82,7 @@ class Lab {
   std::filesystem::path containerd_socket() const { return root_ / "run" / "containerd.sock"; }
   std::filesystem::path containerd_state() const { return root_ / "state"; }
   /// The text of containerd's config.toml.
-  std::string containerd_config() const;
+  std::string containerd_toml() const;
   /// The bundle of a container while containerd holds it.
   std::filesystem::path bundle(const std::string& container) const;
   /// For log directories, volumes and other files of pods.
