@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -48,6 +49,10 @@ struct CallContext {
   std::optional<std::chrono::steady_clock::time_point> deadline;
   /// True when an earlier process of this daemon consumed the request and did not answer it.
   bool redelivered = false;
+  /// With `redelivered`: mark_applied() was called before.
+  bool applied = false;
+  /// Writes down that the call's effect, which must not happen twice, has happened. May be empty.
+  std::function<void()> mark_applied;
   std::shared_ptr<Peer> peer;
 
   /// Value of the first pair with this key; nothing if there is none.

@@ -81,8 +81,17 @@ void Connection::stop_reading() {
   socket_.cancel(ec);
 }
 
+void Connection::let_go() {
+  if (!closed_) end(lost("the server stops"));
+}
+
 void Connection::close(Error why) {
   if (closed_) return;
+  if (journal_) journal_->discard();
+  end(std::move(why));
+}
+
+void Connection::end(Error why) {
   closed_ = true;
   boost::system::error_code ec;
   socket_.close(ec);

@@ -57,6 +57,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Reads no further; what was not read stays in the socket.
   void stop_reading();
   void close(Error why);
+  /// Closes our end only: what the journal holds is for a later process, if there is a journal.
+  void let_go();
 
   asio::any_io_executor get_executor() { return socket_.get_executor(); }
   bool closed() const { return closed_; }
@@ -72,6 +74,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   Connection(asio::generic::stream_protocol::socket socket, std::unique_ptr<Journal> journal);
 
+  void end(Error why);
   bool peeking() const { return journal_ != nullptr && !plain_; }
   void read_more();
   void on_read(const boost::system::error_code& ec, std::size_t size);

@@ -24,6 +24,8 @@ class Journal {
     std::string frame;
     /// Time since it was appended.
     std::chrono::nanoseconds age{0};
+    /// mark_applied() was called for it.
+    bool applied = false;
   };
 
   virtual ~Journal() = default;
@@ -34,6 +36,9 @@ class Journal {
   /// The stream was answered. One that was never appended (its frame was over the limit) is no
   /// error.
   virtual void strike(std::uint32_t stream) = 0;
+
+  /// The stream's handler has done what must not be done twice.
+  virtual void mark_applied(std::uint32_t) {}
 
   /// While torn, a crash leaves the byte stream of this direction inside a frame, so a later
   /// process must close the connection: a frame that does not fit a peek is being read, or an
@@ -46,6 +51,10 @@ class Journal {
   /// The highest stream id that an earlier process appended: a request at or below it that is
   /// still in the socket was journalled but not consumed, and is skipped. 0 if there is none.
   virtual std::uint32_t last_stream() const { return 0; }
+
+  /// The connection has ended for good: nobody will ask again. Not called when only this process
+  /// lets go of it.
+  virtual void discard() {}
 };
 
 }  // namespace kuasar::ttrpc

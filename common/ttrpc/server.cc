@@ -55,7 +55,7 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   static Task<> serve(std::shared_ptr<Core> self, UniqueFd listener);
   static Task<> stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace);
   void adopt(UniqueFd socket, std::unique_ptr<Journal> journal);
-  void close_all(const Error& why);
+  void let_go_of_all();
   std::size_t connections() const { return sessions_.size(); }
 
   // SessionHost
@@ -161,10 +161,10 @@ Task<> Server::Core::serve(std::shared_ptr<Core> self, UniqueFd listener) {
   self->listeners_.erase(place);
 }
 
-void Server::Core::close_all(const Error& why) {
+void Server::Core::let_go_of_all() {
   std::vector<std::shared_ptr<Session>> open;
   for (const auto& [id, session] : sessions_) open.push_back(session);
-  for (const auto& session : open) session->close(why);
+  for (const auto& session : open) session->let_go();
 }
 
 Task<> Server::Core::stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace) {
@@ -176,7 +176,7 @@ Task<> Server::Core::stop(std::shared_ptr<Core> self, std::chrono::nanoseconds g
   while (!self->drained_.is_set() && std::chrono::steady_clock::now() < end) {
     co_await self->drained_.wait_for(end - std::chrono::steady_clock::now());
   }
-  self->close_all(Error::make(Code::kUnavailable, "the server stops"));
+  self->let_go_of_all();
   while (self->calls_.size() > 0) {
     // One signal ends one wait; a handler may have several ahead of it.
     self->calls_.cancel();
@@ -188,7 +188,7 @@ Server::Server(asio::any_io_executor executor)
     : core_(std::make_shared<Core>(std::move(executor))) {}
 
 Server::~Server() {
-  core_->close_all(Error::make(Code::kUnavailable, "the server is gone"));
+  core_->let_go_of_all();
 }
 
 void Server::add_raw(std::string service, std::string method, RawHandler handler, AtStop at_stop) {

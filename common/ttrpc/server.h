@@ -71,7 +71,8 @@ class Server {
   void adopt(UniqueFd connection, std::unique_ptr<Journal> journal = nullptr);
 
   /// Stops accepting and reading (a request that was not read was not run), lets running calls
-  /// finish and their answers leave for up to `grace`, closes every connection, cancels the
+  /// finish and their answers leave for up to `grace`, closes our end of every connection (a
+  /// journal keeps what is unanswered for the process that adopts it next), cancels the
   /// handlers that are left and ends when none is. A second call waits likewise.
   Task<> stop(std::chrono::nanoseconds grace);
 

@@ -121,6 +121,12 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
     context.metadata.emplace_back(std::move(*pair.mutable_key()), std::move(*pair.mutable_value()));
   }
   context.redelivered = redelivered != nullptr;
+  context.applied = redelivered != nullptr && redelivered->applied;
+  if (connection_->journal() != nullptr) {
+    context.mark_applied = [connection = connection_, stream] {
+      connection->journal()->mark_applied(stream);
+    };
+  }
   context.peer = peer_;
 
   const auto call = std::make_shared<Call>(stream, std::move(*method), connection_->get_executor());

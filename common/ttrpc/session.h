@@ -42,6 +42,7 @@ class Session : public ConnectionUser, public std::enable_shared_from_this<Sessi
   void start();
   void stop_reading() { connection_->stop_reading(); }
   void close(Error why) { connection_->close(std::move(why)); }
+  void let_go() { connection_->let_go(); }
 
   std::uint64_t peer_id() const { return peer_->id(); }
   /// Nothing is left that a stopping server waits for.

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "ttrpc/journal.h"
+
+namespace kuasar::ttrpc {
+
+/// The journal of one connection in a file of its own on the state tmpfs (no fsync: it need not
+/// outlive the machine). An entry is appended whole, then changes its state in place, so that an
+/// answer can be noted on a full disk too. A request that does not fit the disk any more is served
+/// all the same: it is lost only if the daemon dies before it has answered; said once per journal.
+///
+/// Layout, in the machine's byte order: a header of 32 bytes {magic, last stream, torn flags}, then
+/// entries {state, stream, length, crc32, CLOCK_BOOTTIME ns} followed by `length` frame bytes. What
+/// comes after the first damaged entry is a crash's half-written tail: its request is still in the
+/// socket.
+class FileJournal : public Journal {
+ public:
+  /// Opens or makes the file (0600). Content that no journal of this version has is
+  /// kFailedPrecondition, in words: the connection cannot be continued.
+  static Result<std::unique_ptr<FileJournal>> open(const std::filesystem::path& path);
+
+  Result<> append(std::uint32_t stream, std::string_view frame) override;
+  void strike(std::uint32_t stream) override;
+  void mark_applied(std::uint32_t stream) override;
+  void set_torn(Direction direction, bool torn) override;
+  std::vector<Entry> unanswered() override;
+  std::uint32_t last_stream() const override { return last_stream_; }
+  /// Removes the file.
+  void discard() override;
+
+  /// An earlier process died inside a frame: the connection is lost.
+  bool torn() const { return torn_at_open_; }
+
+ private:
+  struct Live {
+    std::uint64_t offset = 0;
+    std::uint32_t length = 0;
+    std::uint64_t boottime_ns = 0;
+    bool applied = false;
+  };
+
+  FileJournal(std::filesystem::path path, UniqueFd fd);
+  Result<> read_back();
+  Result<> read_entries(std::string_view content);
+  Result<> write_header();
+  void set_state(std::uint32_t stream, std::uint32_t state);
+  void shrink();
+  void rewrite();
+
+  std::filesystem::path path_;
+  UniqueFd fd_;
+  std::uint64_t size_ = 0;
+  std::uint32_t last_stream_ = 0;
+  std::uint32_t torn_ = 0;
+  bool torn_at_open_ = false;
+  bool complained_ = false;
+  /// By stream, which is the order of arrival.
+  std::map<std::uint32_t, Live> live_;
+  std::uint64_t live_bytes_ = 0;
+};
+
+}  // namespace kuasar::ttrpc
