@@ -87,6 +87,10 @@ std::string RuncSandbox::pin(std::string_view kind) const {
   return tools_.paths.namespace_pin(record_.id(), kind);
 }
 
+std::string RuncSandbox::pid_init_key() const {
+  return record_.id() + "/pid-init";
+}
+
 Task<Result<>> RuncSandbox::start() {
   auto make = [this] { return make_pod(); };
   co_return co_await tools_.pool.run(std::move(make));
@@ -211,8 +215,8 @@ Task<Result<>> RuncSandbox::ensure_pid_init() {
     spec.fds.push_back({fd.get(), 4 + static_cast<int>(opened.size())});
     opened.push_back(std::move(fd));
   }
-  CO_TRY(os::Process process,
-         co_await tools_.spawner.spawn(record_.id() + "/pid-init", std::move(spec)));
+  co_await end_unknown_pid_init();
+  CO_TRY(os::Process process, co_await tools_.spawner.spawn(pid_init_key(), std::move(spec)));
   auto await_ready = [fd = ready.get()] { return read_ready(fd); };
   Result<> confined = co_await tools_.pool.run(std::move(await_ready));
   if (confined) confined = os::pin_process_namespace(process.pid, "pid", pin("pid"));
@@ -231,10 +235,21 @@ Task<Result<>> RuncSandbox::ensure_pid_init() {
   co_return Result<>();
 }
 
+// An init that an earlier daemon had started and not yet written down when it died: nobody knows
+// whether it had confined itself.
+Task<> RuncSandbox::end_unknown_pid_init() {
+  const Result<os::Process> process = co_await tools_.spawner.find(pid_init_key());
+  if (!process) co_return;
+  (void)os::pidfd_signal(process->pidfd.get(), 9);
+  co_await tools_.spawner.wait(*process);
+  tools_.spawner.acknowledge(*process);
+  (void)os::remove_pin(pin("pid"));
+}
+
 Task<> RuncSandbox::kill_pid_init() {
   if (!init_) {
     const bool adopted = co_await adopt_pid_init();
-    if (!adopted) co_return;
+    if (!adopted) co_return co_await end_unknown_pid_init();
   }
   if (init_ended_.is_set()) co_return;
   if (Result<> sent = os::pidfd_signal(init_->pidfd.get(), 9);
@@ -284,7 +299,7 @@ void RuncSandbox::save(state::v1::SandboxState& record) const {
 Task<bool> RuncSandbox::adopt_pid_init() {
   const pid_t pid = record_.pid_init().pid();
   if (pid <= 0) co_return false;
-  Result<os::Process> process = co_await tools_.spawner.adopt(record_.id() + "/pid-init", pid);
+  Result<os::Process> process = co_await tools_.spawner.adopt(pid_init_key(), pid);
   if (!process) co_return false;
   const Result<unsigned long long> start_time = os::process_start_time(pid);
   if (!start_time || *start_time != record_.pid_init().start_time() ||

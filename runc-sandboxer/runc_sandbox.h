@@ -44,7 +44,9 @@ class RuncSandbox : public sandbox::Sandbox {
   Result<> add_pod_mounts(oci::Spec& spec) const;
   Task<Result<>> ensure_pid_init();
   Task<bool> adopt_pid_init();
+  Task<> end_unknown_pid_init();
   Task<> kill_pid_init();
+  std::string pid_init_key() const;
   std::string pin(std::string_view kind) const;
 
   PodTools& tools_;

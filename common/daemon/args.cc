@@ -7,6 +7,7 @@
 #include <iterator>
 #include <string_view>
 
+#include "base/failpoint.h"
 #include "base/version.h"
 #include "daemon/words.h"
 
@@ -22,12 +23,13 @@ struct Flag {
 };
 
 using Action = Args::Action;
-constexpr std::array<Flag, 8> kFlags{{
+constexpr std::array<Flag, 9> kFlags{{
     {"listen", 'l', &Args::listen, Action::kRun},
     {"dir", 'd', &Args::dir, Action::kRun},
     {"config", 'c', &Args::config, Action::kRun},
     {"log-level", '\0', &Args::log_level, Action::kRun},
     {"containerd", '\0', &Args::containerd, Action::kRun},
+    {"keeper", '\0', &Args::keeper, Action::kRun},
     {"dump-config", '\0', nullptr, Action::kDumpConfig},
     {"help", 'h', nullptr, Action::kHelp},
     {"version", 'v', nullptr, Action::kVersion},
@@ -120,6 +122,8 @@ std::string help_text(const DaemonDefaults& defaults) {
       "                           may be missing; then {6})\n"
       "      --log-level LEVEL    error, warning, info, debug or trace (default info)\n"
       "      --containerd PATH    containerd's socket (default /run/containerd/containerd.sock)\n"
+      "      --keeper PATH        socket of a kuasar-keeper that is a service of its own (default\n"
+      "                           own: one is started as DIR/keeper.sock when it is needed)\n"
       "      --dump-config        print the effective configuration as TOML and exit\n"
       "  -h, --help               print this text and exit\n"
       "  -v, --version            print the version and exit\n"
@@ -132,7 +136,8 @@ std::string help_text(const DaemonDefaults& defaults) {
 }
 
 std::string version_text(const DaemonDefaults& defaults) {
-  return fmt::format("{} {} (Kuasar)", defaults.name, version());
+  return fmt::format("{} {} (Kuasar{})", defaults.name, version(),
+                     kHasFailpoints ? ", with failpoints for tests" : "");
 }
 
 }  // namespace kuasar::daemon

@@ -29,6 +29,7 @@ struct Args {
   std::optional<std::string> config;
   std::optional<std::string> log_level;
   std::optional<std::string> containerd;
+  std::optional<std::string> keeper;
 };
 
 /// Parses the arguments after argv[0]; pure. "--flag value" and "--flag=value" are the same, a

@@ -108,6 +108,20 @@ void ConfigTable::add_path(std::string key, std::string* target) {
   add(std::move(key), store, [target] { return toml_string(*target); });
 }
 
+void ConfigTable::add_path_or(std::string key, std::string word, std::string* target) {
+  const auto store = [target, word](const ConfigValue& value) -> Result<> {
+    const auto* text = std::get_if<std::string>(&value);
+    const bool path =
+        text != nullptr && text->starts_with('/') && text->find('\0') == std::string::npos;
+    if (!path && (text == nullptr || *text != word)) {
+      return wanted(fmt::format("an absolute path or \"{}\"", word), value);
+    }
+    *target = *text;
+    return {};
+  };
+  add(std::move(key), store, [target] { return toml_string(*target); });
+}
+
 void ConfigTable::add_bool(std::string key, bool* target) {
   const auto store = [target](const ConfigValue& value) -> Result<> {
     const auto* flag = std::get_if<bool>(&value);
@@ -223,6 +237,7 @@ void add_daemon_keys(ConfigTable& table, DaemonConfig& config) {
   table.add_path("listen", &config.listen);
   table.add_path("dir", &config.dir);
   table.add_path("containerd", &config.containerd);
+  table.add_path_or("keeper", DaemonConfig::kOwnKeeper, &config.keeper);
   table.add_log_level("log_level", &config.log_level);
 }
 
@@ -240,6 +255,7 @@ Result<> load_config(const DaemonDefaults& defaults, const Args& args, const Con
       {"listen", "--listen", args.listen},
       {"dir", "--dir", args.dir},
       {"containerd", "--containerd", args.containerd},
+      {"keeper", "--keeper", args.keeper},
       {"log_level", "--log-level", args.log_level},
   };
   for (const Override& o : overrides) {

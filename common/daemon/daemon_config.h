@@ -23,7 +23,12 @@ struct DaemonConfig {
   std::string dir;
   /// containerd's gRPC socket; its ttrpc socket is this name with ".ttrpc" behind it.
   std::string containerd = "/run/containerd/containerd.sock";
+  /// Socket of the keeper's own service; kOwnKeeper: the daemon starts one and ends it when it
+  /// stops with nothing left to keep.
+  std::string keeper = kOwnKeeper;
   log::Level log_level = log::Level::kInfo;
+
+  static constexpr const char* kOwnKeeper = "own";
 };
 
 /// Binds configuration keys to the fields of a plain struct: the only list of a sandboxer's keys.
@@ -34,6 +39,8 @@ class ConfigTable {
   void add_string(std::string key, std::string* target);
   /// An absolute path.
   void add_path(std::string key, std::string* target);
+  /// An absolute path, or this one word.
+  void add_path_or(std::string key, std::string word, std::string* target);
   void add_bool(std::string key, bool* target);
   void add_integer(std::string key, std::int64_t* target, std::int64_t min, std::int64_t max);
   void add_seconds(std::string key, std::chrono::seconds* target, std::int64_t min,
@@ -66,7 +73,7 @@ class ConfigTable {
   std::vector<Key> keys_;
 };
 
-/// Adds the keys listen, dir, containerd and log_level.
+/// Adds the keys listen, dir, containerd, keeper and log_level.
 void add_daemon_keys(ConfigTable& table, DaemonConfig& config);
 
 /// Fills everything that `table` is bound to, which must hold the daemon keys and be preset with

@@ -163,6 +163,17 @@ Result<Listener> Listener::bind(const std::string& path) {
   return listener;
 }
 
+std::optional<Listener> Listener::resume(const std::string& path, UniqueFd fd) {
+  sockaddr_un address{};
+  socklen_t size = sizeof address;
+  if (::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0) return {};
+  const std::size_t used = size - offsetof(sockaddr_un, sun_path);
+  if (std::string_view(address.sun_path, ::strnlen(address.sun_path, used)) != path) return {};
+  struct stat st {};
+  if (::lstat(path.c_str(), &st) != 0 || !S_ISSOCK(st.st_mode)) return {};
+  return Listener(path, std::move(fd), st.st_dev, st.st_ino);
+}
+
 void Listener::remove_file() {
   if (path_.empty()) return;
   struct stat st {};

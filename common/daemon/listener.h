@@ -2,6 +2,7 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -19,6 +20,10 @@ class Listener {
   /// the path (it is named by its pid), something else than a socket lies there. A failure leaves
   /// the path as it was.
   static Result<Listener> bind(const std::string& path);
+
+  /// A listening socket that an earlier daemon bound to `path` and somebody held; nothing when it
+  /// is bound elsewhere or its file is gone, so that no client could find it.
+  static std::optional<Listener> resume(const std::string& path, UniqueFd fd);
 
   Listener(Listener&& other) noexcept
       : path_(std::exchange(other.path_, {})),

@@ -12,11 +12,14 @@
 #include <vector>
 
 #include "async/task_group.h"
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/version.h"
 #include "daemon/listener.h"
 #include "daemon/notify.h"
-#include "os/direct_spawner.h"
+#include "daemon/task_connections.h"
+#include "keeper/client.h"
+#include "keeper/keeper_spawner.h"
 #include "os/spawn.h"
 #include "sandbox/controller_server.h"
 #include "sandbox/sandbox_manager.h"
@@ -32,32 +35,51 @@ using namespace std::chrono_literals;
 
 // What a call that runs may take when we are told to end.
 constexpr auto kFinishTimeout = 5s;
-// Answers that are made already have to leave.
-constexpr auto kAnswerGrace = 50ms;
 constexpr auto kEventGrace = 1s;
+constexpr const char* kControllerListener = "listen/controller";
+constexpr const char* kTaskListener = "listen/task";
+
+struct Sockets {
+  Listener controller;
+  Listener tasks;
+};
+
+/// The keeper's side of a daemon, before anything is served.
+struct Keeping {
+  std::unique_ptr<keeper::KeeperClient> client;
+  /// It is ours to end.
+  bool own = false;
+  Sockets sockets;
+};
 
 /// Everything that lives as long as the daemon serves, built from the bottom up.
 class Service {
  public:
   Service(asio::any_io_executor io, const DaemonConfig& config, sandbox::StateStore& store,
-          Engine& engine, BlockingPool& pool)
-      : io_(io),
+          Engine& engine, BlockingPool& pool, keeper::KeeperSpawner& spawner, Keeping& keeping)
+      : spawner_(spawner),
+        keeping_(keeping),
         publisher_(task::EventPublisher::Options{.address = config.containerd + ".ttrpc"}),
         manager_(io, pool, store, *engine.factory),
-        tasks_(io, pool, *engine.driver, manager_, publisher_),
+        tasks_(io, pool, *engine.driver, manager_, publisher_, *keeping.client,
+               store.paths().consoles().native()),
         task_server_(io),
+        connections_(*keeping.client, task_server_, store.paths().journals()),
         controller_(io, manager_, pool, "ttrpc+unix://" + store.paths().task_socket().native()),
-        group_(io) {
+        group_(io),
+        keepers_(io) {
     manager_.set_tasks(tasks_);
     tasks_.serve_on(task_server_);
   }
 
-  Task<Result<>> run(asio::signal_set& signals, UniqueFd controller_socket, UniqueFd task_socket) {
-    CO_CHECK(co_await manager_.recover());
-    group_.spawn(publisher_.run());
-    group_.spawn(tasks_.sweep());
-    group_.spawn(task_server_.serve(std::move(task_socket)));
-    group_.spawn(controller_.serve(std::move(controller_socket)));
+  Task<Result<>> run(asio::signal_set& signals) {
+    keepers_.spawn(keeping_.client->run());
+    keepers_.spawn(spawner_.reap_strays());
+    Result<> begun = co_await begin();
+    if (!begun) {
+      co_await stop();
+      co_return begun;
+    }
     log::info({}, "ready");
     notify_ready("serving");
 
@@ -70,32 +92,110 @@ class Service {
   }
 
  private:
-  // The Controller goes last: from its end until the next daemon's first accept containerd's
-  // calls fail.
+  Task<Result<>> begin() {
+    CO_CHECK(co_await manager_.recover());
+    group_.spawn(publisher_.run());
+    CO_CHECK(connections_.begin(keeping_.sockets.tasks.fd()));
+    keepers_.spawn(spawner_.forget_unclaimed());
+    group_.spawn(tasks_.sweep());
+    group_.spawn(controller_.serve(keeping_.sockets.controller.take_fd()));
+    co_return Result<>();
+  }
+
+  // Task calls stop being read first: what containerd asks for from then on waits in its
+  // connection for the next daemon. The Controller is served until the last of the calls that
+  // run has ended: from its end until the next daemon's first accept containerd's calls wait in
+  // the socket's backlog (T27).
   Task<> stop() {
+    connections_.end();
+    co_await task_server_.stop(kFinishTimeout);
     manager_.begin_stop();
+    co_await controller_.stop();
     co_await tasks_.quiesce(kFinishTimeout);
-    co_await task_server_.stop(kAnswerGrace);
     co_await tasks_.stop();
     co_await manager_.stop_watching();
     co_await publisher_.drain(kEventGrace);
     publisher_.stop();
-    co_await controller_.stop();
     co_await group_.join();
+    keepers_.cancel();
+    co_await keepers_.join();
   }
 
-  asio::any_io_executor io_;
+  keeper::KeeperSpawner& spawner_;
+  Keeping& keeping_;
   task::EventPublisher publisher_;
   sandbox::SandboxManager manager_;
   task::TaskService tasks_;
   ttrpc::Server task_server_;
+  TaskConnections connections_;
   sandbox::ControllerServer controller_;
   TaskGroup group_;
+  /// Run until everything else has ended.
+  TaskGroup keepers_;
 };
 
-Task<> run_service(Service& service, asio::signal_set& signals, Listener& controller,
-                   Listener& tasks, Result<>& result) {
-  result = co_await service.run(signals, controller.take_fd(), tasks.take_fd());
+Task<> run_service(Service& service, asio::signal_set& signals, Result<>& result) {
+  result = co_await service.run(signals);
+}
+
+// The listening socket that the keeper holds for us, or a new one.
+Result<Listener> listen_at(keeper::KeeperClient& keeper, const std::string& name,
+                           const std::string& path) {
+  if (Result<UniqueFd> held = keeper.get(name)) {
+    if (std::optional<Listener> listener = Listener::resume(path, std::move(*held))) {
+      return std::move(*listener);
+    }
+    keeper.drop(name);
+  }
+  TRY(Listener listener, Listener::bind(path));
+  CHECK_OK(keeper.hold(name, listener.fd()));
+  return listener;
+}
+
+Result<Sockets> take_sockets(keeper::KeeperClient& keeper, const std::string& listen,
+                             const sandbox::StatePaths& paths) {
+  TRY(Listener controller, listen_at(keeper, kControllerListener, listen));
+  TRY(Listener tasks, listen_at(keeper, kTaskListener, paths.task_socket()));
+  return Sockets{std::move(controller), std::move(tasks)};
+}
+
+// With nothing left that a later daemon would have to know, our own keeper goes too, and the
+// sockets with it: a client is better refused than kept waiting for a daemon that nobody starts
+// again.
+bool end_keeper(keeper::KeeperClient& client, const sandbox::StatePaths& paths) {
+  std::error_code ec;
+  if (!client.held("task/").empty() || !std::filesystem::is_empty(paths.sandboxes(), ec) || ec) {
+    return false;
+  }
+  const Result<> ended = client.quit();
+  if (!ended) log::info({}, "the keeper stays: {}", ended.error().message);
+  return ended.has_value();
+}
+
+Result<Keeping> begin_keeping(asio::any_io_executor io, const DaemonConfig& config,
+                              const sandbox::StatePaths& paths) {
+  const bool own = config.keeper == DaemonConfig::kOwnKeeper;
+  TRY(const std::string program, find_helper("kuasar-keeper"));
+  keeper::KeeperClient::Options options;
+  options.socket = own ? paths.keeper_socket().native() : config.keeper;
+  if (own) options.program = program;
+  TRY(auto client, keeper::KeeperClient::connect(io, std::move(options)));
+  if (Result<> upgraded = client->upgrade_if_other(program); !upgraded) {
+    log::warning({}, "the keeper stays at version {}: {}", client->keeper_version(),
+                 upgraded.error().message);
+  }
+  Result<Sockets> sockets = take_sockets(*client, config.listen, paths);
+  if (!sockets) {
+    if (own) end_keeper(*client, paths);
+    return fail(std::move(sockets).error());
+  }
+  return Keeping{std::move(client), own, std::move(*sockets)};
+}
+
+void end_keeping(Keeping& keeping, const sandbox::StatePaths& paths) {
+  if (keeping.own && end_keeper(*keeping.client, paths)) return;
+  keeping.sockets.controller.keep_file();
+  keeping.sockets.tasks.keep_file();
 }
 
 Result<> serve(const DaemonConfig& config, const DaemonDefaults& defaults,
@@ -104,26 +204,28 @@ Result<> serve(const DaemonConfig& config, const DaemonDefaults& defaults,
   // Before anybody can see a socket of ours: from then on SIGTERM means a clean end.
   asio::signal_set signals(io, SIGTERM, SIGINT);
   CHECK_OK(os::raise_file_limit());
-  CHECK_OK(os::DirectSpawner::become_subreaper());
   CHECK_OK(sandbox::prepare_state_dir(config.dir));
   const sandbox::StatePaths paths(config.dir);
   TRY(const UniqueFd lock, lock_state_dir(paths.lock()));
   TRY(sandbox::StateStore store, sandbox::StateStore::open(config.dir));
-  TRY(Listener controller, Listener::bind(config.listen));
-  TRY(Listener tasks, Listener::bind(paths.task_socket()));
+  TRY(Keeping keeping, begin_keeping(io.get_executor(), config, paths));
   log::info({}, "{} {} listens on {}, state in {}", defaults.name, version(), config.listen,
             config.dir);
 
+  if (kHasFailpoints) log::warning({}, "built with failpoints for tests: not for a real node");
+
   BlockingPool pool;
-  os::DirectSpawner spawner;
+  keeper::KeeperSpawner spawner(*keeping.client);
   Parts parts{pool, spawner, store.paths()};
-  TRY(Engine engine, make_engine(parts));
   Result<> result;
-  {
-    Service service(io.get_executor(), config, store, engine, pool);
-    spawn_root(io.get_executor(), run_service(service, signals, controller, tasks, result));
+  if (Result<Engine> engine = make_engine(parts)) {
+    Service service(io.get_executor(), config, store, *engine, pool, spawner, keeping);
+    spawn_root(io.get_executor(), run_service(service, signals, result));
     io.run();
+  } else {
+    result = fail(engine.error());
   }
+  end_keeping(keeping, store.paths());
   return result;
 }
 

@@ -124,6 +124,21 @@ Result<pid_t> read_pid(const std::string& runtime, const std::string& path) {
   return pid;
 }
 
+std::string step_of(std::string_view id, std::string_view exec, std::string_view verb) {
+  return fmt::format("{}/{}/{}", id, exec.empty() ? "-" : exec, verb);
+}
+
+template <typename Args>
+std::vector<os::FdMapping> stdio_of(const Args& args) {
+  std::vector<os::FdMapping> fds;
+  const std::pair<int, int> stdio[] = {
+      {args.stdin_fd, 0}, {args.stdout_fd, 1}, {args.stderr_fd, 2}};
+  for (const auto& [parent_fd, child_fd] : stdio) {
+    if (parent_fd >= 0) fds.push_back({parent_fd, child_fd});
+  }
+  return fds;
+}
+
 Error in_context(Error error, std::string_view verb) {
   return std::move(error).context("OCI runtime {} failed", verb);
 }
@@ -157,25 +172,38 @@ Result<GlobalFlags> OciRuntime::global_flags(const std::string& id,
   return flags;
 }
 
+void OciRuntime::forget(const std::string& id) {
+  std::erase_if(attempts_, [&](const auto& step) { return step.first.starts_with(id + "/"); });
+}
+
 Task<Result<>> OciRuntime::run(Run run) {
   const Gate::Pass pass = co_await gate_.enter();
   os::ProcessSpec spec;
   spec.argv = std::move(run.argv);
   spec.env = environment();
   spec.fds = std::move(run.fds);
-  // One name per step: a keeper answers it with the same child.
-  std::string key = fmt::format("{}/init/{}/0", run.id, run.verb);
-  auto process = co_await spawner_.spawn(std::move(key), std::move(spec));
+  spec.leaves_orphans = true;
+  auto process = co_await spawner_.spawn(next_key(run), std::move(spec));
   if (!process) {
     co_return fail(std::move(process).error().context(
         "cannot run {} (`runtime` in this daemon's configuration)", name()));
   }
+  co_return co_await wait_for(std::move(*process), run.log_file);
+}
+
+Task<Result<>> OciRuntime::wait_for(os::Process process, std::string log_file) {
   auto child = std::make_shared<Child>();
-  child->process = std::move(*process);
+  child->process = std::move(process);
   const os::ExitStatus status = co_await wait_or_kill(spawner_, child, config_.timeout);
   if (status.known && status.code == 0) co_return Result<>();
-  if (child->timed_out) co_return fail(late(name(), run.log_file, config_.timeout));
-  co_return fail(failure(name(), run.log_file, status));
+  if (child->timed_out) co_return fail(late(name(), log_file, config_.timeout));
+  co_return fail(failure(name(), log_file, status));
+}
+
+std::string OciRuntime::next_key(const Run& run) {
+  std::string step = step_of(run.id, run.exec, run.verb);
+  const int attempt = attempts_[step]++;
+  return fmt::format("{}/{}", step, attempt);
 }
 
 Task<Result<>> OciRuntime::run_quietly(Run run_now) {
@@ -193,16 +221,13 @@ Task<Result<pid_t>> OciRuntime::create(CreateArgs args) {
   create.pid_file = args.pid_file;
   create.no_pivot = args.no_pivot;
   create.no_new_keyring = args.no_new_keyring;
+  create.console_socket = args.console_socket;
   Run run_now;
   run_now.verb = "create";
   run_now.id = args.id;
   run_now.log_file = args.log_file;
   run_now.argv = create_argv(*flags, create, args.id);
-  const std::pair<int, int> stdio[] = {
-      {args.stdin_fd, 0}, {args.stdout_fd, 1}, {args.stderr_fd, 2}};
-  for (const auto& [parent_fd, child_fd] : stdio) {
-    if (parent_fd >= 0) run_now.fds.push_back({parent_fd, child_fd});
-  }
+  run_now.fds = stdio_of(args);
 
   if (::unlink(args.pid_file.c_str()) != 0 && errno != ENOENT) {
     co_return fail(in_context(Error::from_errno("unlink", args.pid_file), "create"));
@@ -215,6 +240,62 @@ Task<Result<pid_t>> OciRuntime::create(CreateArgs args) {
   Result<pid_t> pid = read_pid(name(), args.pid_file);
   if (!pid) co_return fail(in_context(std::move(pid).error(), "create"));
   co_return *pid;
+}
+
+Task<Result<pid_t>> OciRuntime::exec(ExecArgs args) {
+  Result<GlobalFlags> flags = global_flags(args.id, args.log_file);
+  if (!flags) co_return fail(in_context(std::move(flags).error(), "exec"));
+  ExecFlags exec;
+  exec.process_file = args.process_file;
+  exec.pid_file = args.pid_file;
+  exec.console_socket = args.console_socket;
+  Run run_now;
+  run_now.verb = "exec";
+  run_now.id = args.id;
+  run_now.exec = args.exec;
+  run_now.log_file = args.log_file;
+  run_now.argv = exec_argv(*flags, exec, args.id);
+  run_now.fds = stdio_of(args);
+  const std::string step = step_of(args.id, args.exec, "exec");
+
+  if (::unlink(args.pid_file.c_str()) != 0 && errno != ENOENT) {
+    co_return fail(in_context(Error::from_errno("unlink", args.pid_file), "exec"));
+  }
+  Result<UniqueFd> log = begin_log(args.log_file);
+  if (!log) co_return fail(in_context(std::move(log).error(), "exec"));
+  log->reset();
+  Result<> done = co_await run(std::move(run_now));
+  // An exec is run once; its id may be used anew after its Delete.
+  attempts_.erase(step);
+  if (!done) co_return fail(in_context(std::move(done).error(), "exec"));
+  Result<pid_t> pid = read_pid(name(), args.pid_file);
+  if (!pid) co_return fail(in_context(std::move(pid).error(), "exec"));
+  co_return *pid;
+}
+
+Task<Result<pid_t>> OciRuntime::resume_exec(ExecArgs args) {
+  Result<os::Process> running = co_await spawner_.find(step_of(args.id, args.exec, "exec") + "/0");
+  if (running) {
+    Result<> done = co_await wait_for(std::move(*running), args.log_file);
+    if (!done) co_return fail(in_context(std::move(done).error(), "exec"));
+  }
+  // It may have ended, and been acknowledged, before the daemon did.
+  Result<pid_t> pid = read_pid(name(), args.pid_file);
+  if (pid) co_return *pid;
+  if (running) co_return fail(in_context(std::move(pid).error(), "exec"));
+  co_return fail(Code::kNotFound, "exec {} was never run", args.exec);
+}
+
+Task<> OciRuntime::abandon_create(std::string id) {
+  Result<os::Process> running = co_await spawner_.find(step_of(id, "", "create") + "/0");
+  if (!running) co_return;
+  const Result<> killed = os::pidfd_signal(running->pidfd.get(), SIGKILL);
+  if (!killed && killed.error().code != Code::kNotFound) {
+    log::warning({"", id}, "{}", killed.error().message);
+  }
+  auto child = std::make_shared<Child>();
+  child->process = std::move(*running);
+  co_await wait_or_kill(spawner_, child, config_.timeout);
 }
 
 Task<Result<>> OciRuntime::start(std::string id, std::string log_file) {

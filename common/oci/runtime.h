@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -40,17 +41,37 @@ struct CreateArgs {
   bool systemd_cgroup = false;
   bool no_pivot = false;
   bool no_new_keyring = false;
+  /// Where the terminal goes when the process has one (then its stdio is /dev/null).
+  std::string console_socket;
+};
+
+/// Everything that `exec` needs.
+struct ExecArgs {
+  std::string id;
+  std::string exec;
+  /// An OCI Process as JSON.
+  std::string process_file;
+  /// Written by the runtime; an older one is removed first.
+  std::string pid_file;
+  std::string log_file;
+  /// As in CreateArgs.
+  int stdin_fd = -1;
+  int stdout_fd = -1;
+  int stderr_fd = -1;
+  std::string console_socket;
 };
 
 /// Runs a runc-style runtime as a child process. Owned by the driver, lives on the io thread. At
-/// most one call per container at a time (the sandbox's AsyncMutex sees to it). A started runtime
+/// most one call per container at a time (the sandbox's AsyncMutex sees to it), execs apart, which
+/// are as many as there are. A run is named "<container>/<exec or ->/<verb>/<attempt>" to the
+/// spawner, so that a restarted daemon finds it again. A started runtime
 /// is always waited for, also when the coroutine is cancelled: a half-made container is worse
 /// than a late answer.
 ///
-/// Each call begins its log file anew. `create` gives the container's stdio to the runtime as
-/// 0, 1 and 2, from where the container's init inherits them; for the other verbs 1 and 2 go to the
-/// log file. No pipe is read: one held by an init would never end (keeper.md).
-/// The runtime's environment is PATH alone.
+/// Each call begins its log file anew. `create` and `exec` give the container's stdio to the
+/// runtime as 0, 1 and 2, from where the new process inherits them; for the other verbs 1 and 2 go
+/// to the log file. No pipe is read: one held by an init would never end (keeper.md). The runtime's
+/// environment is PATH alone.
 ///
 /// Errors begin with "OCI runtime create failed: " (start, delete), as containerd's do, and carry
 /// the runtime's own last error message: kUnknown. A missing runtime is kFailedPrecondition with
@@ -67,9 +88,18 @@ class OciRuntime {
   /// The pid of the container's init, which waits for start().
   Task<Result<pid_t>> create(CreateArgs args);
   Task<Result<>> start(std::string id, std::string log_file);
+  /// The pid of a process that runs in the container from now on.
+  Task<Result<pid_t>> exec(ExecArgs args);
+  /// The result of an exec() that an earlier daemon began. kNotFound: it never came to run.
+  Task<Result<pid_t>> resume_exec(ExecArgs args);
+  /// Kills a `create` that an earlier daemon began, and waits for its end.
+  Task<> abandon_create(std::string id);
   /// `delete`; a container that the runtime does not know is success. `force` kills it first and
   /// takes runc 1.3 100 ms longer: a fallback.
   Task<Result<>> remove(std::string id, std::string log_file, bool force);
+
+  /// The container is gone, its id may come again: its runs are counted from 0 anew.
+  void forget(const std::string& id);
 
   const RuntimeConfig& config() const { return config_; }
 
@@ -78,12 +108,16 @@ class OciRuntime {
   struct Run {
     std::string verb;
     std::string id;
+    /// Empty: about the container.
+    std::string exec;
     std::string log_file;
     Argv argv;
     std::vector<os::FdMapping> fds;
   };
 
   Task<Result<>> run(Run run);
+  Task<Result<>> wait_for(os::Process process, std::string log_file);
+  std::string next_key(const Run& run);
   /// start and delete: without stdio, what the runtime prints goes to the log file.
   Task<Result<>> run_quietly(Run run);
   Result<GlobalFlags> global_flags(const std::string& id, const std::string& log_file) const;
@@ -92,6 +126,8 @@ class OciRuntime {
   os::Spawner& spawner_;
   Gate& gate_;
   RuntimeConfig config_;
+  /// Runs begun so far, by "<container>/<exec or ->/<verb>".
+  std::map<std::string, int> attempts_;
 };
 
 }  // namespace kuasar::oci

@@ -18,12 +18,26 @@ Argv create_argv(const GlobalFlags& global, const CreateFlags& create, std::stri
   argv.insert(argv.end(), {"--bundle", create.bundle, "--pid-file", create.pid_file});
   if (create.no_pivot) argv.emplace_back("--no-pivot");
   if (create.no_new_keyring) argv.emplace_back("--no-new-keyring");
+  if (!create.console_socket.empty()) {
+    argv.insert(argv.end(), {"--console-socket", create.console_socket});
+  }
   argv.emplace_back(id);
   return argv;
 }
 
 Argv start_argv(const GlobalFlags& global, std::string_view id) {
   Argv argv = begin(global, "start");
+  argv.emplace_back(id);
+  return argv;
+}
+
+Argv exec_argv(const GlobalFlags& global, const ExecFlags& exec, std::string_view id) {
+  Argv argv = begin(global, "exec");
+  argv.insert(argv.end(),
+              {"--detach", "--process", exec.process_file, "--pid-file", exec.pid_file});
+  if (!exec.console_socket.empty()) {
+    argv.insert(argv.end(), {"--console-socket", exec.console_socket});
+  }
   argv.emplace_back(id);
   return argv;
 }

@@ -26,10 +26,22 @@ struct CreateFlags {
   std::string pid_file;
   bool no_pivot = false;
   bool no_new_keyring = false;
+  /// For a terminal; empty without one.
+  std::string console_socket;
+};
+
+struct ExecFlags {
+  /// An OCI Process as JSON.
+  std::string process_file;
+  std::string pid_file;
+  /// For a terminal; empty without one.
+  std::string console_socket;
 };
 
 Argv create_argv(const GlobalFlags& global, const CreateFlags& create, std::string_view id);
 Argv start_argv(const GlobalFlags& global, std::string_view id);
+/// The runtime ends once the process runs (--detach).
+Argv exec_argv(const GlobalFlags& global, const ExecFlags& exec, std::string_view id);
 Argv delete_argv(const GlobalFlags& global, std::string_view id, bool force);
 
 }  // namespace kuasar::oci

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <string>
 
 #include "base/error.h"
@@ -7,16 +8,42 @@
 
 namespace kuasar::os {
 
-/// Both ends of one of containerd's output FIFOs.
-struct OutputFifo {
-  /// O_RDONLY | O_NONBLOCK, kept by us until the container is deleted: no writer ever sees
-  /// SIGPIPE, nothing unread is lost while containerd restarts.
-  UniqueFd reader;
-  /// O_WRONLY, blocking, an open file description of its own: this is what the workload gets.
-  UniqueFd writer;
-};
+// Opening one of containerd's FIFOs never blocks; anything else at that path is refused in words.
+// Every end is an open file description of its own: O_NONBLOCK belongs to the description, and a
+// workload whose output is non-blocking loses it at 64 KiB.
 
-/// Opens an existing FIFO; never blocks. Anything else at that path is refused in words.
+/// The ends of an output FIFO.
+struct OutputFifo {
+  /// O_RDONLY | O_NONBLOCK, kept until the process is deleted: no writer ever sees SIGPIPE,
+  /// nothing unread is lost while containerd restarts.
+  UniqueFd reader;
+  /// O_WRONLY | O_NONBLOCK, ours: as long as it is there, containerd's reader sees no end.
+  UniqueFd writer;
+  /// O_WRONLY, blocking, for the workload alone.
+  UniqueFd workload;
+};
 Result<OutputFifo> open_output_fifo(const std::string& path);
+
+/// The ends of an input FIFO.
+struct InputFifo {
+  /// O_WRONLY | O_NONBLOCK, ours: as long as it is there, the workload sees no end.
+  UniqueFd writer;
+  /// O_RDONLY, blocking, for the workload; O_NONBLOCK when `ours`.
+  UniqueFd reader;
+};
+Result<InputFifo> open_input_fifo(const std::string& path, bool ours);
+
+/// A pipe for a process that does not get a FIFO itself: our end is non-blocking.
+struct OutputPipe {
+  UniqueFd reader;
+  UniqueFd workload;
+};
+Result<OutputPipe> make_output_pipe();
+
+/// Bytes in a FIFO or pipe that nobody has read (ioctl FIONREAD); 0 when that cannot be told.
+std::size_t unread_bytes(int fd);
+
+/// A descriptor's own duplicate, closed on exec.
+Result<UniqueFd> duplicate(int fd);
 
 }  // namespace kuasar::os

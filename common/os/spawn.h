@@ -21,6 +21,10 @@ Result<Spawned> spawn_process(const ProcessSpec& spec);
 /// get the limit that this process was started with.
 Result<> raise_file_limit();
 
+/// RLIMIT_NOFILE as this process was started with, when raise_file_limit() has raised it; else
+/// null.
+const rlimit* started_file_limit();
+
 /// The file that `program` names: itself when it has a '/', else the first executable of that
 /// name in PATH. kNotFound in words otherwise.
 Result<std::string> find_program(const std::string& program);

@@ -9,14 +9,9 @@
 #include "async/task.h"
 #include "base/error.h"
 #include "base/unique_fd.h"
+#include "os/clone_child.h"
 
 namespace kuasar::os {
-
-/// A descriptor that the child shall see under number `child_fd`. The parent keeps its own.
-struct FdMapping {
-  int parent_fd;
-  int child_fd;
-};
 
 /// Everything about a child before it exists, as data: tests compare it whole.
 struct ProcessSpec {
@@ -69,7 +64,8 @@ class Spawner {
   virtual Task<Result<Process>> find(std::string key) = 0;
 
   /// Names a process that was orphaned to us (a container's init once its OCI runtime has exited)
-  /// or that an earlier daemon left behind. kNotFound when it is gone.
+  /// or that an earlier daemon left behind. A key that names a process already answers with that
+  /// one. kNotFound when it is gone.
   virtual Task<Result<Process>> adopt(std::string key, pid_t pid) = 0;
 
   /// Ends when the process has ended; its status stays to be asked for until acknowledge(). The

@@ -90,7 +90,6 @@ Result<> SandboxManager::save_record(Entry& entry) {
 
 Task<Result<>> SandboxManager::create(Record record) {
   CO_CHECK(validate_id("sandbox_id", record.id()));
-  if (stopping_.is_set()) co_return fail(stopping_error());
   if (entries_.contains(record.id())) {
     co_return fail(Code::kAlreadyExists, "sandbox {} exists already", record.id());
   }
@@ -116,7 +115,6 @@ Task<Result<SandboxStatus>> SandboxManager::start(std::string id) {
   CO_TRY(const EntryPtr entry, find_usable(id));
   const AsyncMutex::Lock lock = co_await entry->mutex.lock();
   if (entry->gone) co_return fail(not_found(id));
-  if (stopping_.is_set()) co_return fail(stopping_error());
   if (entry->record.phase() != Record::CREATED) {
     co_return fail(Code::kFailedPrecondition,
                    "sandbox {} has been started before; create a new one", id);
@@ -274,6 +272,10 @@ Result<> SandboxManager::save(const state::v1::ContainerState& record) {
   return store_.save_container(record);
 }
 
+Result<> SandboxManager::save(const std::string& sandbox_id, const state::v1::Tombstones& stones) {
+  return store_.save_tombstones(sandbox_id, stones);
+}
+
 Task<Result<>> SandboxManager::recover() {
   CO_TRY(const std::vector<LoadedSandbox> loaded, store_.load_sandboxes());
   for (const LoadedSandbox& one : loaded) {
@@ -337,6 +339,7 @@ Task<> SandboxManager::recover_containers(EntryPtr entry) {
     log::error({id, {}}, "{}", loaded.error().message);
     co_return;
   }
+  tasks_->recover_tombstones(id, store_.load_tombstones(id));
   for (const LoadedContainer& one : *loaded) {
     if (one.problem && one.problem->kind == StateProblem::Kind::kUnsaved) {
       if (Result<> removed = store_.remove_container(id, one.id); !removed) {

@@ -63,10 +63,12 @@ class SandboxManager : public task::Pods {
                                         oci::Spec spec) override;
   Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
   Result<> save(const state::v1::ContainerState& record) override;
+  Result<> save(const std::string& sandbox_id, const state::v1::Tombstones& stones) override;
 
   /// Reads the state directory and takes everything over: sandboxes first, then containers.
   Task<Result<>> recover();
-  /// From now on every wait() ends with kUnavailable and no change is accepted.
+  /// From now on every wait() ends with kUnavailable. Changes are made until the Controller has
+  /// stopped to bring any.
   void begin_stop();
   /// Ends the watchers; sandboxes stay as they are.
   Task<> stop_watching();

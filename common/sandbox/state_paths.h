@@ -13,7 +13,10 @@ namespace kuasar::sandbox {
 ///     boot_id                                 kernel's boot id; another boot's tree is removed
 ///     lock                                    flock(2) of the one daemon on this directory
 ///     task.sock                               Task API; the name is an ABI, containerd stores it
+///     keeper.sock                             the keeper's socket
+///     journal/                          0700  unanswered requests, one file per task connection
 ///     oci/                              0700  --root of the OCI runtime
+///     pty/                              0700  console sockets, while a runtime runs
 ///     sandboxes/                        0711
 ///       <sandbox id>/                   0711
 ///         sandbox.json                  0600  state.v1.SandboxState
@@ -21,6 +24,7 @@ namespace kuasar::sandbox {
 ///           ipc uts pid                       namespace pins (bind mounts of nsfs), as needed
 ///         files/                        0711  what containers see below /etc
 ///           hostname hosts resolv.conf  0644
+///         tombstones.json             0600  state.v1.Tombstones
 ///         shm/                                mount point of the pod's /dev/shm
 ///         containers/                   0700
 ///           <container id>/             0700  the bundle that the OCI runtime gets
@@ -28,6 +32,8 @@ namespace kuasar::sandbox {
 ///             config.json                     rewritten OCI spec
 ///             runtime.log                     log of the OCI runtime's last call
 ///             init.pid                        pid file of the OCI runtime
+///             exec-<exec id>.json             what an exec is to run, until it runs
+///             exec-<exec id>.pid .log         pid file and log of its OCI runtime
 ///
 /// Ids are validated (base/ids.h) before they come here.
 class StatePaths {
@@ -40,11 +46,15 @@ class StatePaths {
   Path boot_id() const { return root_ / "boot_id"; }
   Path lock() const { return root_ / "lock"; }
   Path task_socket() const { return root_ / "task.sock"; }
+  Path keeper_socket() const { return root_ / "keeper.sock"; }
+  Path journals() const { return root_ / "journal"; }
   Path runtime_root() const { return root_ / "oci"; }
+  Path consoles() const { return root_ / "pty"; }
   Path sandboxes() const { return root_ / "sandboxes"; }
 
   Path sandbox(std::string_view id) const { return sandboxes() / id; }
   Path sandbox_file(std::string_view id) const { return sandbox(id) / "sandbox.json"; }
+  Path tombstones(std::string_view id) const { return sandbox(id) / "tombstones.json"; }
   Path namespaces(std::string_view id) const { return sandbox(id) / "ns"; }
   /// `kind` as in /proc/PID/ns: "ipc", "uts", "pid".
   Path namespace_pin(std::string_view id, std::string_view kind) const {

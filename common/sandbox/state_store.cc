@@ -164,7 +164,7 @@ std::optional<LooseHeader> read_header(const std::string& json) {
 }
 
 template <typename State>
-Loaded<State> load_file(const std::string& id, const Path& file) {
+Loaded<State> read_state(const std::string& id, const Path& file) {
   Loaded<State> loaded;
   loaded.id = id;
   Result<std::string> json = read_file(file, kMaxStateFile);
@@ -186,15 +186,24 @@ Loaded<State> load_file(const std::string& id, const Path& file) {
   options.ignore_unknown_fields = true;
   State state;
   const auto status = google::protobuf::util::JsonStringToMessage(*json, &state, options);
-  if (!status.ok()) {
-    loaded.problem = corrupt(file, status.ToString());
-  } else if (state.id() != id) {
-    loaded.problem = corrupt(file, "it is about another id than its directory");
-  } else if (state.phase() == State::PHASE_UNSPECIFIED) {
-    loaded.problem = corrupt(file, "it names no phase that is known here");
-  } else {
+  if (status.ok()) {
     loaded.state = std::move(state);
+  } else {
+    loaded.problem = corrupt(file, status.ToString());
   }
+  return loaded;
+}
+
+template <typename State>
+Loaded<State> load_file(const std::string& id, const Path& file) {
+  Loaded<State> loaded = read_state<State>(id, file);
+  if (!loaded.state) return loaded;
+  if (loaded.state->id() != id) {
+    loaded.problem = corrupt(file, "it is about another id than its directory");
+  } else if (loaded.state->phase() == State::PHASE_UNSPECIFIED) {
+    loaded.problem = corrupt(file, "it names no phase that is known here");
+  }
+  if (loaded.problem) loaded.state.reset();
   return loaded;
 }
 
@@ -265,6 +274,7 @@ Result<StateStore> StateStore::open(const Path& dir) {
   const auto make = [&]() -> Result<> {
     CHECK_OK(claim_for_this_boot(paths));
     CHECK_OK(make_dir(paths.sandboxes(), 0711));
+    CHECK_OK(make_dir(paths.consoles(), 0700));
     return make_dir(paths.runtime_root(), 0700);
   };
   if (Result<> made = make(); !made) return fail(explain_full(std::move(made).error(), dir));
@@ -369,6 +379,22 @@ Result<> StateStore::remove_container(const std::string& sandbox_id, const std::
   CHECK_OK(validate_id("the container id", id));
   return remove_tree(paths_.container(sandbox_id, id),
                      paths_.container_file(sandbox_id, id).filename().native());
+}
+
+Result<> StateStore::save_tombstones(const std::string& sandbox_id,
+                                     state::v1::Tombstones stones) const {
+  CHECK_OK(validate_id("the sandbox id", sandbox_id));
+  fill_header(stones);
+  return save(paths_.tombstones(sandbox_id), stones);
+}
+
+state::v1::Tombstones StateStore::load_tombstones(const std::string& sandbox_id) const {
+  const Path file = paths_.tombstones(sandbox_id);
+  if (::access(file.c_str(), F_OK) != 0) return {};
+  Loaded<state::v1::Tombstones> loaded = read_state<state::v1::Tombstones>(sandbox_id, file);
+  if (loaded.state) return std::move(*loaded.state);
+  log::warning({sandbox_id, {}}, "{}", loaded.problem ? loaded.problem->words : file.native());
+  return {};
 }
 
 }  // namespace kuasar::sandbox

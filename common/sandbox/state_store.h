@@ -82,6 +82,11 @@ class StateStore {
   Result<std::vector<LoadedContainer>> load_containers(const std::string& sandbox_id) const;
   Result<> remove_container(const std::string& sandbox_id, const std::string& id) const;
 
+  /// Replaces the tombstones of a sandbox.
+  Result<> save_tombstones(const std::string& sandbox_id, state::v1::Tombstones stones) const;
+  /// None where there is no file, or one that cannot be read (logged): they are a courtesy.
+  state::v1::Tombstones load_tombstones(const std::string& sandbox_id) const;
+
  private:
   explicit StateStore(StatePaths paths) : paths_(std::move(paths)) {}
   Result<> save(const std::filesystem::path& file, const google::protobuf::Message& state) const;

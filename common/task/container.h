@@ -1,9 +1,14 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "async/event.h"
 #include "async/gate.h"
@@ -13,33 +18,54 @@
 
 namespace kuasar::task {
 
-/// The states of the Task API plus the two that only a crash can leave visible.
-enum class Phase { kCreating, kCreated, kRunning, kStopped, kDeleting };
+/// The states of the Task API plus those that only a crash can leave visible. kCreating is of
+/// containers alone, kStarting of execs.
+enum class Phase { kCreating, kCreated, kStarting, kRunning, kStopped, kDeleting };
 
-/// One container as TaskService knows it. Owned by TaskService's table; a call that is under way
-/// holds a shared_ptr and looks at `gone` after every wait.
-struct Container {
-  std::string id;
-  std::string sandbox_id;
-  std::string bundle;
+/// A process as TaskService knows it: a container's init (inside Container) or an exec. A call that
+/// is under way holds a shared_ptr and looks at `gone` after every wait.
+struct Process {
+  /// The exec's id; empty for the init.
+  std::string exec;
   StdioPaths paths;
-  Stdio stdio;
-  bool shared_pid_namespace = false;
+  bool terminal = false;
+  /// Absent before the start of an exec, and after Delete.
+  std::shared_ptr<Stdio> stdio;
+  /// What came before the process could take it: CloseIO, ResizePty.
+  bool stdin_closed = false;
+  std::optional<std::pair<std::uint16_t, std::uint16_t>> window;
 
   Phase phase = Phase::kCreating;
   /// Deleted, or never came to be: whoever waited for it answers kNotFound.
   bool gone = false;
   int exit_status = 0;
   std::chrono::system_clock::time_point exited_at;
+  /// Why an exec could not be started, for a Start that is delivered again.
+  std::string start_error;
 
-  /// How its init ended, known before the phase says so: the watcher notes it without the mutex.
-  std::optional<os::ExitStatus> init_end;
-  Event init_ended;
+  /// How it ended, known before the phase says so: the watcher notes it without the mutex.
+  std::optional<os::ExitStatus> end;
+  Event ended;
 
   /// Held by whoever changes the phase.
   AsyncMutex mutex;
-  /// Set when the container has stopped and everything about its end is known, or it is gone.
+  /// Set when the process has stopped and everything about its end is known, or it is gone.
   Event exited;
+};
+
+/// One container, its init included. Owned by TaskService's table.
+struct Container : Process {
+  std::string id;
+  std::string sandbox_id;
+  std::string bundle;
+  /// Our own directory of it.
+  std::string dir;
+  bool shared_pid_namespace = false;
+  /// Owner of the FIFOs, from the options of Create; 0 and 0: the OCI runtime sees to it.
+  uid_t io_uid = 0;
+  gid_t io_gid = 0;
+
+  std::map<std::string, std::shared_ptr<Process>> execs;
   /// containerd's connection for this container: the last one that asked for it by Create,
   /// Connect, State or Wait.
   std::shared_ptr<ttrpc::Peer> peer;

@@ -10,11 +10,13 @@ using std::chrono::nanoseconds;
 using std::chrono::seconds;
 using std::chrono::system_clock;
 using Record = state::v1::ContainerState;
+using ExecRecord = state::v1::ExecState;
 
 Record::Phase to_record_phase(Phase phase) {
   switch (phase) {
     case Phase::kCreating: return Record::CREATING;
-    case Phase::kCreated: return Record::CREATED;
+    case Phase::kCreated:
+    case Phase::kStarting: return Record::CREATED;
     case Phase::kRunning: return Record::RUNNING;
     case Phase::kStopped: return Record::STOPPED;
     case Phase::kDeleting: return Record::DELETING;
@@ -31,6 +33,57 @@ Phase from_record_phase(Record::Phase phase) {
     case Record::DELETING: return Phase::kDeleting;
     default: return Phase::kCreating;
   }
+}
+
+ExecRecord::Phase to_exec_phase(Phase phase) {
+  switch (phase) {
+    case Phase::kStarting: return ExecRecord::STARTING;
+    case Phase::kRunning: return ExecRecord::RUNNING;
+    case Phase::kStopped:
+    case Phase::kDeleting: return ExecRecord::STOPPED;
+    default: return ExecRecord::CREATED;
+  }
+}
+
+Phase from_exec_phase(ExecRecord::Phase phase) {
+  switch (phase) {
+    case ExecRecord::STARTING: return Phase::kStarting;
+    case ExecRecord::RUNNING: return Phase::kRunning;
+    case ExecRecord::STOPPED: return Phase::kStopped;
+    default: return Phase::kCreated;
+  }
+}
+
+bool has_ended(const Process& process) {
+  return process.phase == Phase::kStopped || process.phase == Phase::kDeleting;
+}
+
+ExecRecord to_record(const Process& exec) {
+  ExecRecord record;
+  record.set_id(exec.exec);
+  record.set_phase(to_exec_phase(exec.phase));
+  record.set_stdin(exec.paths.stdin_path);
+  record.set_stdout(exec.paths.stdout_path);
+  record.set_stderr(exec.paths.stderr_path);
+  record.set_terminal(exec.terminal);
+  record.set_start_error(exec.start_error);
+  if (has_ended(exec)) {
+    record.set_exit_status(static_cast<std::uint32_t>(exec.exit_status));
+    *record.mutable_exited_at() = to_timestamp(exec.exited_at);
+  }
+  return record;
+}
+
+std::shared_ptr<Process> from_record(const ExecRecord& record) {
+  auto exec = std::make_shared<Process>();
+  exec->exec = record.id();
+  exec->phase = from_exec_phase(record.phase());
+  exec->paths = {record.stdin(), record.stdout(), record.stderr()};
+  exec->terminal = record.terminal();
+  exec->start_error = record.start_error();
+  exec->exit_status = static_cast<int>(record.exit_status());
+  exec->exited_at = from_timestamp(record.exited_at());
+  return exec;
 }
 
 }  // namespace
@@ -53,6 +106,7 @@ std::string_view phase_name(Phase phase) {
   switch (phase) {
     case Phase::kCreating: return "being created";
     case Phase::kCreated: return "created";
+    case Phase::kStarting: return "being started";
     case Phase::kRunning: return "running";
     case Phase::kStopped: return "stopped";
     case Phase::kDeleting: return "being deleted";
@@ -63,7 +117,8 @@ std::string_view phase_name(Phase phase) {
 ::containerd::v1::types::Status to_status(Phase phase) {
   switch (phase) {
     case Phase::kCreating:
-    case Phase::kCreated: return ::containerd::v1::types::CREATED;
+    case Phase::kCreated:
+    case Phase::kStarting: return ::containerd::v1::types::CREATED;
     case Phase::kRunning: return ::containerd::v1::types::RUNNING;
     case Phase::kStopped:
     case Phase::kDeleting: return ::containerd::v1::types::STOPPED;
@@ -81,7 +136,11 @@ Record to_record(const Container& container) {
   record.set_stdout(container.paths.stdout_path);
   record.set_stderr(container.paths.stderr_path);
   record.set_shared_pid_namespace(container.shared_pid_namespace);
-  if (container.phase == Phase::kStopped || container.phase == Phase::kDeleting) {
+  record.set_terminal(container.terminal);
+  record.set_io_uid(container.io_uid);
+  record.set_io_gid(container.io_gid);
+  for (const auto& [id, exec] : container.execs) *record.add_execs() = to_record(*exec);
+  if (has_ended(container)) {
     record.set_exit_status(static_cast<std::uint32_t>(container.exit_status));
     *record.mutable_exited_at() = to_timestamp(container.exited_at);
   }
@@ -95,6 +154,10 @@ void from_record(const Record& record, Container& container) {
   container.bundle = record.bundle();
   container.paths = {record.stdin(), record.stdout(), record.stderr()};
   container.shared_pid_namespace = record.shared_pid_namespace();
+  container.terminal = record.terminal();
+  container.io_uid = record.io_uid();
+  container.io_gid = record.io_gid();
+  for (const ExecRecord& exec : record.execs()) container.execs[exec.id()] = from_record(exec);
   container.exit_status = static_cast<int>(record.exit_status());
   container.exited_at = from_timestamp(record.exited_at());
 }

@@ -9,7 +9,8 @@
 
 namespace kuasar::state::v1 {
 class ContainerState;
-}
+class Tombstones;
+}  // namespace kuasar::state::v1
 
 namespace kuasar::task {
 
@@ -38,6 +39,8 @@ class Pods {
   virtual Task<Result<>> detach(std::string sandbox_id, std::string container_id) = 0;
   /// Writes a container's record.
   virtual Result<> save(const state::v1::ContainerState& record) = 0;
+  /// Writes down how the last processes of a sandbox ended that were deleted.
+  virtual Result<> save(const std::string& sandbox_id, const state::v1::Tombstones& stones) = 0;
 };
 
 }  // namespace kuasar::task

@@ -1,28 +1,322 @@
 #include "task/stdio.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <functional>
+#include <utility>
+
+#include "base/log.h"
 #include "os/fifo.h"
+#include "os/pty.h"
 
 namespace kuasar::task {
 namespace {
 
-Result<OutputStream> open_stream(const std::string& path) {
-  if (path.empty()) return OutputStream{};
-  TRY(os::OutputFifo fifo, os::open_output_fifo(path));
-  return OutputStream{std::move(fifo.reader), std::move(fifo.writer)};
+constexpr std::chrono::milliseconds kDrainPoll(5);
+
+Result<> give_away(int fd, uid_t uid, gid_t gid, const std::string& path) {
+  if (uid == 0 && gid == 0) return {};
+  if (::fchown(fd, uid, gid) != 0) return fail_errno("chown", path);
+  return {};
+}
+
+// A socket's path is limited to 107 bytes, ids are not: the name is a digest of them.
+std::string console_name(const std::string& container, const std::string& exec) {
+  return fmt::format("{:016x}", std::hash<std::string>()(container + "/" + exec));
 }
 
 }  // namespace
 
-Result<Stdio> Stdio::open(const StdioPaths& paths) {
-  Stdio stdio;
-  TRY(stdio.stdout_, open_stream(paths.stdout_path));
-  TRY(stdio.stderr_, open_stream(paths.stderr_path));
+Stdio::Stdio(TaskGroup& group, asio::any_io_executor executor, os::FdHolder& holder, StdioPlan plan)
+    : group_(group), executor_(std::move(executor)), holder_(holder), plan_(std::move(plan)) {
+  stdin_.path = plan_.paths.stdin_path;
+  stdout_.path = plan_.paths.stdout_path;
+  stderr_.path = plan_.terminal ? std::string() : plan_.paths.stderr_path;
+  if (plan_.terminal) {
+    console_path_ = plan_.console_dir + "/" + console_name(plan_.container, plan_.exec);
+  }
+}
+
+Stdio::~Stdio() = default;
+
+Result<std::shared_ptr<Stdio>> Stdio::open(TaskGroup& group, asio::any_io_executor executor,
+                                           os::FdHolder& holder, StdioPlan plan) {
+  std::shared_ptr<Stdio> stdio(new Stdio(group, std::move(executor), holder, std::move(plan)));
+  if (Result<> opened = stdio->open_all(); !opened) {
+    stdio->close();
+    return fail(std::move(opened).error());
+  }
   return stdio;
 }
 
+std::shared_ptr<Stdio> Stdio::recover(TaskGroup& group, asio::any_io_executor executor,
+                                      os::FdHolder& holder, StdioPlan plan, bool reopen) {
+  std::shared_ptr<Stdio> stdio(new Stdio(group, std::move(executor), holder, std::move(plan)));
+  stdio->recover_all(reopen);
+  return stdio;
+}
+
+std::string Stdio::held_name(std::string_view what) const {
+  return fmt::format("io/{}/{}/{}", plan_.container, plan_.exec.empty() ? "-" : plan_.exec, what);
+}
+
+Result<> Stdio::hold(std::string_view what, int fd) {
+  Result<> held = holder_.hold(held_name(what), fd);
+  if (!held) return fail(std::move(held).error().context("keep {}", what));
+  held_.emplace(what);
+  return {};
+}
+
+void Stdio::take(std::string_view what, UniqueFd& fd) {
+  Result<UniqueFd> held = holder_.get(held_name(what));
+  if (!held) return;
+  fd = std::move(*held);
+  held_.emplace(what);
+}
+
+void Stdio::drop(std::string_view what) {
+  const auto found = held_.find(what);
+  if (found == held_.end()) return;
+  held_.erase(found);
+  holder_.drop(held_name(what));
+}
+
+Result<> Stdio::open_all() {
+  CHECK_OK(open_output(stdout_));
+  CHECK_OK(open_output(stderr_));
+  CHECK_OK(open_input());
+  return plan_.terminal ? open_terminal() : Result<>();
+}
+
+Result<> Stdio::open_output(Output& output) {
+  if (output.path.empty()) return {};
+  const std::string name = output.name;
+  TRY(os::OutputFifo fifo, os::open_output_fifo(output.path));
+  output.reader = std::move(fifo.reader);
+  output.writer = std::move(fifo.writer);
+  CHECK_OK(give_away(output.writer.get(), plan_.uid, plan_.gid, output.path));
+  CHECK_OK(hold(name + ".r", output.reader.get()));
+  CHECK_OK(hold(name + ".w", output.writer.get()));
+  if (plan_.terminal) return {};
+  if (!plan_.pump) {
+    output.process_end = std::move(fifo.workload);
+    return {};
+  }
+  TRY(os::OutputPipe pipe, os::make_output_pipe());
+  CHECK_OK(give_away(pipe.workload.get(), plan_.uid, plan_.gid, "pipe"));
+  CHECK_OK(hold(name + ".pipe", pipe.reader.get()));
+  output.source = std::move(pipe.reader);
+  output.process_end = std::move(pipe.workload);
+  return {};
+}
+
+Result<> Stdio::open_input() {
+  if (stdin_.path.empty()) return {};
+  TRY(os::InputFifo fifo, os::open_input_fifo(stdin_.path, plan_.terminal));
+  CHECK_OK(give_away(fifo.writer.get(), plan_.uid, plan_.gid, stdin_.path));
+  stdin_.writer = std::move(fifo.writer);
+  CHECK_OK(hold("stdin.w", stdin_.writer.get()));
+  if (!plan_.terminal) {
+    stdin_.process_end = std::move(fifo.reader);
+    return {};
+  }
+  stdin_.reader = std::move(fifo.reader);
+  return hold("stdin.r", stdin_.reader.get());
+}
+
+Result<> Stdio::open_terminal() {
+  TRY(console_, os::listen_console(console_path_));
+  return hold("console", console_.get());
+}
+
+void Stdio::recover_all(bool reopen) {
+  for (Output* output : {&stdout_, &stderr_}) {
+    const std::string name = output->name;
+    take(name + ".r", output->reader);
+    take(name + ".w", output->writer);
+    take(name + ".pipe", output->source);
+    if (!reopen || output->path.empty() || output->reader) continue;
+    if (Result<> opened = open_output(*output); !opened) {
+      log::warning({"", plan_.container}, "recovery of {}: {}", name, opened.error().message);
+    }
+    // The process has its own end; one that had a pipe has lost it.
+    output->process_end.reset();
+  }
+  take("stdin.r", stdin_.reader);
+  take("stdin.w", stdin_.writer);
+  take("console", console_);
+  take("pty", master_);
+}
+
 void Stdio::drop_process_ends() {
+  stdin_.process_end.reset();
   stdout_.process_end.reset();
   stderr_.process_end.reset();
+}
+
+Result<> Stdio::begin() {
+  if (begun_) return {};
+  drop_process_ends();
+  if (plan_.terminal) {
+    if (!master_) CHECK_OK(fetch_terminal());
+    TRY(stdout_.source, os::duplicate(master_.get()));
+    if (!stdout_.writer) {
+      // Nobody reads it, but a terminal that is not read blocks its processes.
+      stdout_.writer.reset(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    }
+    CHECK_OK(start_terminal_input());
+  }
+  begun_ = true;
+  CHECK_OK(start_output(stdout_));
+  return start_output(stderr_);
+}
+
+Result<> Stdio::fetch_terminal() {
+  if (!console_) return fail(Code::kNotFound, "the terminal of the process is lost");
+  // In place of the listener: a daemon that dies now leaves the terminal in the connection.
+  TRY(console_, os::accept_console(console_.get()));
+  CHECK_OK(hold("console", console_.get()));
+  TRY(master_, os::receive_console(console_.get()));
+  CHECK_OK(hold("pty", master_.get()));
+  drop("console");
+  console_.reset();
+  ::unlink(console_path_.c_str());
+  return {};
+}
+
+Result<> Stdio::start_terminal_input() {
+  if (!stdin_.reader) return {};
+  TRY(UniqueFd out, os::duplicate(master_.get()));
+  stdin_.pump = std::make_shared<os::Pump>(executor_, std::move(stdin_.reader), std::move(out));
+  group_.spawn(pump_input(shared_from_this()));
+  return {};
+}
+
+Result<> Stdio::start_output(Output& output) {
+  if (!output.source || !output.writer) return {};
+  output.pump =
+      std::make_shared<os::Pump>(executor_, std::move(output.source), std::move(output.writer));
+  group_.spawn(pump_output(shared_from_this(), output));
+  return {};
+}
+
+Task<> Stdio::pump_output(std::shared_ptr<Stdio> self, Output& output) {
+  const auto pump = output.pump;
+  const os::Pump::End end = co_await pump->run();
+  output.pump.reset();
+  // Cancelled: this daemon ends, the next one goes on with what is held.
+  if (end == os::Pump::End::kCancelled || self->closed_.is_set()) co_return;
+  output.writer = pump->take_out();
+  self->drop(std::string(output.name) + ".pipe");
+  self->finish(output);
+}
+
+Task<> Stdio::pump_input(std::shared_ptr<Stdio> self) {
+  const auto pump = self->stdin_.pump;
+  const os::Pump::End end = co_await pump->run();
+  self->stdin_.pump.reset();
+  if (end == os::Pump::End::kCancelled || self->closed_.is_set()) co_return;
+  self->drop("stdin.r");
+}
+
+Result<> Stdio::resize(std::uint16_t width, std::uint16_t height) const {
+  if (!master_) return fail(Code::kFailedPrecondition, "the process has no terminal");
+  return os::set_window_size(master_.get(), width, height);
+}
+
+void Stdio::close_stdin() {
+  if (!stdin_.writer) return;
+  stdin_.writer.reset();
+  drop("stdin.w");
+}
+
+void Stdio::process_ended(std::chrono::nanoseconds since) {
+  if (ended_) return;
+  ended_ = true;
+  close_stdin();
+  if (stdin_.pump) stdin_.pump->cut();
+  for (Output* output : {&stdout_, &stderr_}) {
+    if (!output->pump) finish(*output);
+  }
+  if (!stdout_.pump && !stderr_.pump) return;
+  const std::chrono::nanoseconds linger(kLinger);
+  // A clock that was set back must not make it longer.
+  const auto left = std::clamp<std::chrono::nanoseconds>(linger - since, {}, linger);
+  group_.spawn(cut_later(weak_from_this(), left));
+}
+
+Task<> Stdio::cut_later(std::weak_ptr<Stdio> weak, std::chrono::nanoseconds wait) {
+  // In steps: it ends with the last pump, and does not keep the object alive.
+  const auto until = std::chrono::steady_clock::now() + wait;
+  while (const auto self = weak.lock()) {
+    if (self->closed_.is_set() || (!self->stdout_.pump && !self->stderr_.pump)) co_return;
+    const auto left = until - std::chrono::steady_clock::now();
+    if (left.count() <= 0) {
+      self->cut_pumps();
+      co_return;
+    }
+    co_await self->closed_.wait_for(
+        std::min<std::chrono::nanoseconds>(left, std::chrono::milliseconds(500)));
+    const auto state = co_await asio::this_coro::cancellation_state;
+    if (state.cancelled() != asio::cancellation_type::none) co_return;
+  }
+}
+
+void Stdio::cut_pumps() {
+  for (const auto& pump : {stdout_.pump, stderr_.pump, stdin_.pump}) {
+    if (pump) pump->cut();
+  }
+}
+
+void Stdio::finish(Output& output) {
+  output.finished = true;
+  if (ended_ && plan_.connected()) drop_writer(output);
+}
+
+void Stdio::drop_writer(Output& output) {
+  output.writer.reset();
+  drop(std::string(output.name) + ".w");
+}
+
+void Stdio::reader_came() {
+  if (!ended_) return;
+  for (Output* output : {&stdout_, &stderr_}) {
+    if (!output->finished || !output->writer || output->draining) continue;
+    output->draining = true;
+    group_.spawn(drain(shared_from_this(), *output));
+  }
+}
+
+// Our writer goes once containerd has read everything, or has had the time to.
+Task<> Stdio::drain(std::shared_ptr<Stdio> self, Output& output) {
+  const auto until = std::chrono::steady_clock::now() + kReadPatience;
+  while (os::unread_bytes(output.reader.get()) > 0 && std::chrono::steady_clock::now() < until) {
+    const bool closed = co_await self->closed_.wait_for(kDrainPoll);
+    if (closed) co_return;
+    const auto state = co_await asio::this_coro::cancellation_state;
+    if (state.cancelled() != asio::cancellation_type::none) co_return;
+  }
+  self->drop_writer(output);
+}
+
+void Stdio::close() {
+  if (closed_.is_set()) return;
+  closed_.set();
+  cut_pumps();
+  drop_process_ends();
+  if (console_ && !console_path_.empty()) ::unlink(console_path_.c_str());
+  while (!held_.empty()) drop(std::string(*held_.begin()));
+  for (Output* output : {&stdout_, &stderr_}) {
+    output->reader.reset();
+    output->writer.reset();
+    output->source.reset();
+  }
+  stdin_.reader.reset();
+  stdin_.writer.reset();
+  console_.reset();
+  master_.reset();
 }
 
 }  // namespace kuasar::task

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -10,6 +9,8 @@
 #include "async/blocking_pool.h"
 #include "async/task_group.h"
 #include "base/error.h"
+#include "kuasar/state/v1/state.pb.h"
+#include "os/fd_holder.h"
 #include "task/container.h"
 #include "task/driver.h"
 #include "task/events.h"
@@ -17,15 +18,18 @@
 #include "ttrpc/server.h"
 
 namespace containerd::task::v3 {
+class CloseIORequest;
 class ConnectRequest;
 class ConnectResponse;
 class CreateTaskRequest;
 class CreateTaskResponse;
 class DeleteRequest;
 class DeleteResponse;
+class ExecProcessRequest;
 class KillRequest;
 class PidsRequest;
 class PidsResponse;
+class ResizePtyRequest;
 class ShutdownRequest;
 class StartRequest;
 class StartResponse;
@@ -49,8 +53,9 @@ namespace api = ::containerd::task::v3;
 /// thread. stop() must have ended before it is destroyed.
 class TaskService {
  public:
+  /// `console_dir` is an existing directory with a short path, for console sockets.
   TaskService(asio::any_io_executor executor, BlockingPool& pool, ContainerDriver& driver,
-              Pods& pods, EventSink& events);
+              Pods& pods, EventSink& events, os::FdHolder& holder, std::string console_dir);
 
   /// Names the 17 methods to the server; those of later issues answer UNIMPLEMENTED.
   void serve_on(ttrpc::Server& server);
@@ -65,12 +70,21 @@ class TaskService {
   Task<Result<api::ConnectResponse>> connect(api::ConnectRequest request,
                                              ttrpc::CallContext context);
   Task<Result<api::PidsResponse>> pids(api::PidsRequest request, ttrpc::CallContext context);
+  Task<Result<google::protobuf::Empty>> exec(api::ExecProcessRequest request,
+                                             ttrpc::CallContext context);
+  Task<Result<google::protobuf::Empty>> resize_pty(api::ResizePtyRequest request,
+                                                   ttrpc::CallContext context);
+  Task<Result<google::protobuf::Empty>> close_io(api::CloseIORequest request,
+                                                 ttrpc::CallContext context);
   Task<Result<google::protobuf::Empty>> shutdown(api::ShutdownRequest request,
                                                  ttrpc::CallContext context);
 
   /// Takes over a container of an earlier daemon from its record: what was half made or half
   /// deleted is cleaned up, what runs is watched again.
   Task<> recover(std::string dir, std::shared_ptr<const state::v1::ContainerState> record);
+
+  /// What an earlier daemon remembered of the sandbox's deleted processes.
+  void recover_tombstones(const std::string& sandbox_id, state::v1::Tombstones stones);
 
   /// Kills and removes every container of a sandbox (Controller.Stop and Shutdown).
   Task<Result<>> remove_all(std::string sandbox_id);
@@ -90,22 +104,49 @@ class TaskService {
   using ContainerPtr = std::shared_ptr<Container>;
   /// Counts the calls that change something.
   class Busy;
-  struct Tombstone {
-    std::string id;
-    std::string sandbox_id;
-    pid_t pid;
-    int exit_status;
-    std::chrono::system_clock::time_point exited_at;
+  using ProcessPtr = std::shared_ptr<Process>;
+  /// Whom a call is about. For the init both are the same object.
+  struct Target {
+    ContainerPtr container;
+    ProcessPtr process;
   };
 
-  Result<ContainerPtr> find(const std::string& id, const std::string& exec_id) const;
+  Result<ContainerPtr> find(const std::string& id) const;
+  Result<Target> find(const std::string& id, const std::string& exec_id) const;
+  StdioPlan stdio_plan(const ContainerPtr& container, const Process& process) const;
+  static ExecPlan exec_plan(const Container& container, const Process& exec);
+
+  // The container and its init.
   Task<Result<>> make(ContainerPtr container,
                       std::shared_ptr<const api::CreateTaskRequest> request);
+  Task<Result<api::StartResponse>> start_init(ContainerPtr container, bool redelivered);
+  api::CreateTaskResponse created(const Container& container) const;
+  api::StartResponse started(const Container& container, const Process& process) const;
   Task<> watch(ContainerPtr container);
   Task<> settle_exit(ContainerPtr container, os::ExitStatus status);
   Task<Result<>> take_away(ContainerPtr container);
   Task<Result<>> end_and_take_away(ContainerPtr container);
   Task<> give_up(ContainerPtr container);
+  Task<> recover_init(ContainerPtr container, bool alive);
+
+  // Its execs.
+  Result<> add_exec(const ContainerPtr& container, const api::ExecProcessRequest& request);
+  Task<Result<api::StartResponse>> start_exec(Target target, bool redelivered);
+  Task<Result<>> run_exec(Target target);
+  Task<Result<>> begin_exec(Target target);
+  void settle_started(const Target& target);
+  void settle_failed_start(const Target& target, const Error& why);
+  Task<> watch_exec(Target target);
+  void settle_exec(const Target& target, os::ExitStatus status);
+  Task<Result<api::DeleteResponse>> remove_exec(Target target);
+  void bury_exec(const Target& target);
+  Task<> await_execs(ContainerPtr container);
+  Task<> drop_execs(ContainerPtr container);
+  Task<> recover_exec(Target target, std::shared_ptr<const state::v1::ExecState> record);
+  Task<> resume_start(Target target);
+
+  void remember(const Container& container, const Process& process);
+  Result<api::DeleteResponse> remembered(const std::string& id, const std::string& exec_id) const;
   void bury(const ContainerPtr& container);
   void save(const Container& container);
   void publish(std::string topic, const google::protobuf::MessageLite& event);
@@ -115,8 +156,11 @@ class TaskService {
   ContainerDriver& driver_;
   Pods& pods_;
   EventSink& events_;
+  os::FdHolder& holder_;
+  std::string console_dir_;
   std::map<std::string, ContainerPtr> containers_;
-  std::deque<Tombstone> tombstones_;
+  /// By sandbox: the last of its processes that were deleted.
+  std::map<std::string, state::v1::Tombstones> tombstones_;
   TaskGroup watchers_;
   Event stopping_;
   int busy_ = 0;

@@ -182,7 +182,7 @@ bool Connection::admit(const FrameReader::Frame& frame) {
 
 bool Connection::already_journalled(const FrameHeader& header) {
   if (header.type != kTypeRequest) return false;
-  if (header.stream <= journalled_) return true;
+  if (journalled_ != 0 && header.stream <= journalled_) return true;
   // From the first new request on, a low stream id is the peer's fault.
   journalled_ = 0;
   return false;

@@ -96,11 +96,13 @@ std::string encode_entry(std::uint32_t stream, std::string_view frame, std::uint
 FileJournal::FileJournal(std::filesystem::path path, UniqueFd fd)
     : path_(std::move(path)), fd_(std::move(fd)) {}
 
-Result<std::unique_ptr<FileJournal>> FileJournal::open(const std::filesystem::path& path) {
+Result<std::unique_ptr<FileJournal>> FileJournal::open(const std::filesystem::path& path,
+                                                       std::function<void()> at_discard) {
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd) return fail_errno("open", path.native());
   std::unique_ptr<FileJournal> journal(new FileJournal(path, std::move(fd)));
   CHECK_OK(journal->read_back());
+  journal->at_discard_ = std::move(at_discard);
   return journal;
 }
 
@@ -272,6 +274,7 @@ void FileJournal::discard() {
   if (::unlink(path_.c_str()) != 0 && errno != ENOENT) {
     log::warning({}, "{}", Error::from_errno("remove", path_.native()).message);
   }
+  if (at_discard_) at_discard_();
 }
 
 }  // namespace kuasar::ttrpc

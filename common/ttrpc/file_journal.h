@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -26,7 +27,9 @@ class FileJournal : public Journal {
  public:
   /// Opens or makes the file (0600). Content that no journal of this version has is
   /// kFailedPrecondition, in words: the connection cannot be continued.
-  static Result<std::unique_ptr<FileJournal>> open(const std::filesystem::path& path);
+  /// `at_discard` is called when the connection has ended for good.
+  static Result<std::unique_ptr<FileJournal>> open(const std::filesystem::path& path,
+                                                   std::function<void()> at_discard = {});
 
   Result<> append(std::uint32_t stream, std::string_view frame) override;
   void strike(std::uint32_t stream) override;
@@ -34,7 +37,7 @@ class FileJournal : public Journal {
   void set_torn(Direction direction, bool torn) override;
   std::vector<Entry> unanswered() override;
   std::uint32_t last_stream() const override { return last_stream_; }
-  /// Removes the file.
+  /// Removes the file, then tells whoever opened it.
   void discard() override;
 
   /// An earlier process died inside a frame: the connection is lost.
@@ -58,6 +61,7 @@ class FileJournal : public Journal {
 
   std::filesystem::path path_;
   UniqueFd fd_;
+  std::function<void()> at_discard_;
   std::uint64_t size_ = 0;
   std::uint32_t last_stream_ = 0;
   std::uint32_t torn_ = 0;

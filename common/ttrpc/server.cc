@@ -48,8 +48,8 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
       : executor_(std::move(executor)), calls_(executor_) {}
 
   void add(std::string service, std::string method, RawHandler handler, AtStop at_stop) {
-    methods_[std::move(service)][std::move(method)] =
-        std::make_shared<const Method>(Method{std::move(handler), at_stop});
+    auto known = std::make_shared<const Method>(Method{method, std::move(handler), at_stop});
+    methods_[std::move(service)][std::move(method)] = std::move(known);
   }
 
   static Task<> serve(std::shared_ptr<Core> self, UniqueFd listener);
@@ -103,6 +103,7 @@ void Server::Core::adopt(UniqueFd socket, std::unique_ptr<Journal> journal) {
   if (stopping_.is_set()) return;
   if (Result<> allowed = check_peer(socket.get()); !allowed) {
     log::warning({}, "ttrpc connection refused: {}", allowed.error().message);
+    if (journal) journal->discard();
     return;
   }
   auto connection = Connection::adopt(executor_, std::move(socket), std::move(journal));

@@ -3,6 +3,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "ttrpc/status.h"
 #include "ttrpc/ttrpc.pb.h"
@@ -140,10 +141,13 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
 
 Task<> Session::run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
                     CallContext context) {
+  failpoint("task.", call->method->name, ".before");
   const Result<std::string> result =
       co_await call->method->handler(std::move(payload), std::move(context));
   call->deadline.cancel();
+  failpoint("task.", call->method->name, ".done");
   self->answer(*call, result);
+  failpoint("task.", call->method->name, ".answered");
   --self->running_;
   if (call->method->at_stop == AtStop::kFinish) --self->to_finish_;
   self->host_->changed();

@@ -13,6 +13,7 @@ namespace kuasar::ttrpc {
 
 /// A registered method.
 struct Method {
+  std::string name;
   Server::RawHandler handler;
   AtStop at_stop = AtStop::kFinish;
 };

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
@@ -7,7 +8,9 @@
 #include <ctime>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <map>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -69,6 +72,8 @@ class Demo {
     show_logs();
     show_processes();
     show_memory();
+    survive("the daemon", [this] { kill_daemon(); });
+    survive("its keeper", [this] { kill_keeper(); });
     clean_up();
   }
 
@@ -166,9 +171,10 @@ class Demo {
       if (paren == std::string::npos || stat.size() < paren + 5) continue;
       children.emplace(std::atoi(stat.c_str() + paren + 4), std::stoi(name));
     }
-    step.done("all that runs: two daemons and the containers; no pause, no shim");
+    step.done("all that runs: three daemons and the containers; no pause, no shim");
     show_tree(children, lab_.containerd_pid(), "", "one per node, stock");
     show_tree(children, lab_.sandboxer_pid(), "", "one per node, for all pods");
+    show_tree(children, lab_.keeper_pid(), "", "holds what the sandboxer would lose");
   }
 
   void show_tree(const std::multimap<pid_t, pid_t>& children, pid_t pid, const std::string& indent,
@@ -194,16 +200,66 @@ class Demo {
 
   void show_memory() const {
     const Step step("memory");
-    long pss = 0;
-    long dirty = 0;
-    std::istringstream lines(
-        read_text("/proc/" + std::to_string(lab_.sandboxer_pid()) + "/smaps_rollup"));
+    const pid_t daemon = lab_.sandboxer_pid();
+    step.done(fmt::format(
+        "the daemon: {:.1f} MiB proportional (PSS), {:.1f} MiB private; the keeper: {:.1f} MiB",
+        mebibytes(daemon, "Pss:"), mebibytes(daemon, "Private_Dirty:"),
+        mebibytes(lab_.keeper_pid(), "Pss:")));
+  }
+
+  static double mebibytes(pid_t pid, const std::string& field) {
+    std::istringstream lines(read_text("/proc/" + std::to_string(pid) + "/smaps_rollup"));
     for (std::string line; std::getline(lines, line);) {
-      if (line.starts_with("Pss:")) pss = std::atol(line.c_str() + 4);
-      if (line.starts_with("Private_Dirty:")) dirty = std::atol(line.c_str() + 14);
+      if (line.starts_with(field)) return std::atof(line.c_str() + field.size()) / 1024;
     }
-    step.done(fmt::format("the daemon: {:.1f} MiB proportional (PSS), {:.1f} MiB private and dirty",
-                          static_cast<double>(pss) / 1024, static_cast<double>(dirty) / 1024));
+    return 0;
+  }
+
+  // The pod must not notice: READY, the same processes, and the web server still answers.
+  void survive(const std::string& victim, const std::function<void()>& kill) {
+    const Step step("kill -9");
+    const std::string before = workload_pids();
+    kill();
+    const auto status = need(cri_.pod_status(pod_), "PodSandboxStatus");
+    const bool ready = status.status().state() == cri::SANDBOX_READY;
+    const bool running =
+        need(cri_.container_status(web_.id), "ContainerStatus").state() == cri::CONTAINER_RUNNING;
+    const auto page = need(
+        cri_.exec_sync(client_.id, {"wget", "-q", "-O", "-", "http://127.0.0.1:8080/README"}, 10),
+        "ExecSync");
+    if (!ready || !running || page.exit_code() != 0 || workload_pids() != before) {
+      throw std::runtime_error("the pod has not survived kill -9 of " + victim);
+    }
+    step.done(fmt::format("of {}, and back: READY, RUNNING, same pids ({}), \"web\" still serves",
+                          victim, before));
+  }
+
+  void kill_daemon() {
+    lab_.kill_sandboxer();
+    lab_.start_sandboxer();
+  }
+
+  void kill_keeper() {
+    const pid_t old = lab_.keeper_pid();
+    lab_.kill_keeper();
+    const auto replaced = [&] { return lab_.keeper_pid() != 0 && lab_.keeper_pid() != old; };
+    if (!wait_until(replaced, std::chrono::seconds(10))) {
+      throw std::runtime_error("nobody started another keeper");
+    }
+  }
+
+  // Of the containers' processes, in order.
+  std::string workload_pids() const {
+    std::set<pid_t> pids;
+    for (const auto& entry : fs::directory_iterator("/proc")) {
+      const std::string cgroup = read_text(entry.path() / "cgroup");
+      for (const DemoContainer* container : {&web_, &client_}) {
+        if (cgroup.find(container->id) != std::string::npos) {
+          pids.insert(std::stoi(entry.path().filename()));
+        }
+      }
+    }
+    return fmt::format("{}", fmt::join(pids, ", "));
   }
 
   void clean_up() {
@@ -236,8 +292,8 @@ void demo() {
     Step step("start");
     Lab lab(sandboxers_under_test().front());
     const auto version = need(lab.cri().version(std::chrono::seconds(10)), "Version");
-    step.done(fmt::format("{}, then containerd {}, private, with two images", lab.sandboxer().name,
-                          version.runtime_version()));
+    step.done(fmt::format("{}, its keeper, containerd {}: private, with two images",
+                          lab.sandboxer().name, version.runtime_version()));
     Demo(lab).run();
     step = Step("shutdown");
     const int code = lab.stop_sandboxer();

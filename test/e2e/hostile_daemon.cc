@@ -26,6 +26,7 @@
 
 #include "cri/runtime/v1/api.pb.h"
 #include "support/census_fixture.h"
+#include "support/lab_parts.h"
 
 extern char** environ;
 
@@ -98,16 +99,6 @@ std::optional<int> exit_code(pid_t pid) {
     return std::nullopt;
   }
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-}
-
-bool accepts(const fs::path& socket) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, socket.c_str(), sizeof address.sun_path - 1);
-  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int result = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address);
-  ::close(fd);
-  return result == 0;
 }
 
 // The mount points below a directory, the last mounted first.
@@ -203,6 +194,7 @@ LoneDaemon::LoneDaemon() {
 
 LoneDaemon::~LoneDaemon() {
   kill();
+  kill_keeper();
   kill_leftover_containers();
   unmount_below(scratch_);
   std::error_code ignored;
@@ -220,12 +212,13 @@ std::vector<std::string> LoneDaemon::arguments() const {
 void LoneDaemon::start() {
   std::vector<std::string> command = arguments();
   command.insert(command.begin(), (executable_dir() / "runc-sandboxer").native());
+  const std::size_t before = count_lines(scratch_ / "output", " ready");
   pid_ = spawn(command, scratch_ / "output");
   std::optional<int> ended;
   const bool ready = eventually(
-      [this, &ended] {
+      [this, &ended, before] {
         ended = exit_code(pid_);
-        return ended || (accepts(listen()) && accepts(task_socket()));
+        return ended || count_lines(scratch_ / "output", " ready") > before;
       },
       kPatience);
   if (ended) {
@@ -234,7 +227,7 @@ void LoneDaemon::start() {
                              output());
   }
   if (!ready) {
-    throw std::runtime_error("runc-sandboxer does not accept connections:\n" + output());
+    throw std::runtime_error("runc-sandboxer does not get ready:\n" + output());
   }
 }
 
@@ -256,6 +249,18 @@ void LoneDaemon::kill() {
   }
 }
 
+pid_t LoneDaemon::keeper() const {
+  return lab_keeper(dir());
+}
+
+void LoneDaemon::kill_keeper() const {
+  if (keeper() == 0) return;
+  ::kill(keeper(), SIGKILL);
+  if (!eventually([this] { return keeper() == 0; })) {
+    throw std::runtime_error("the keeper does not end at SIGKILL");
+  }
+}
+
 bool LoneDaemon::alive() const {
   siginfo_t info{};
   return pid_ != 0 &&
@@ -270,6 +275,7 @@ std::string LoneDaemon::output() const {
 CensusScope LoneDaemon::scope() const {
   CensusScope scope;
   scope.daemon = pid_;
+  scope.keeper = lab_keeper(dir());
   scope.dirs = {dir(), scratch_ / "bundles"};
   return scope;
 }
@@ -287,6 +293,18 @@ Exited LoneDaemon::run_once(const std::vector<std::string>& arguments) const {
     code = 128 + SIGKILL;
   }
   return {*code, read_whole(file)};
+}
+
+std::vector<std::string> left_behind(const Census& before, const LoneDaemon& daemon) {
+  std::vector<std::string> left;
+  const bool equal = eventually([&] {
+    left = Census::diff(before, Census::take(daemon.scope()));
+    std::erase_if(left, [](const std::string& line) {
+      return line.starts_with("file ") && line.ends_with("/tombstones.json");
+    });
+    return left.empty();
+  });
+  return equal ? std::vector<std::string>() : left;
 }
 
 containerd::services::sandbox::v1::ControllerCreateRequest pod_request(const std::string& id) {

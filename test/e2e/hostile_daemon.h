@@ -30,14 +30,17 @@ class LoneDaemon {
   LoneDaemon(const LoneDaemon&) = delete;
   LoneDaemon& operator=(const LoneDaemon&) = delete;
 
-  /// Starts the daemon and waits until both sockets accept; throws std::runtime_error with its
-  /// output when that takes more than 20 s or it ends instead.
+  /// Starts the daemon and waits until it is ready; throws std::runtime_error with its output when
+  /// that takes more than 20 s or it ends instead.
   void start();
   /// SIGTERM and the wait for the end; throws when that takes more than 20 s.
   Exited stop();
   /// SIGKILL and the wait for the end.
   void kill();
   bool alive() const;
+  /// The keeper's pid; 0 when there is none.
+  pid_t keeper() const;
+  void kill_keeper() const;
   pid_t pid() const { return pid_; }
 
   std::filesystem::path listen() const { return scratch_ / "listen.sock"; }
@@ -60,6 +63,9 @@ class LoneDaemon {
   std::filesystem::path scratch_;
   pid_t pid_ = 0;
 };
+
+/// What differs from `before` after at most 10 s, but for the tombstones of a sandbox that stays.
+std::vector<std::string> left_behind(const Census& before, const LoneDaemon& daemon);
 
 /// A pod in the host's network, as CRI describes it to Controller.Create.
 containerd::services::sandbox::v1::ControllerCreateRequest pod_request(const std::string& id);

@@ -85,7 +85,7 @@ struct Stage {
   void check_unharmed(const Census& before) {
     CHECK(daemon.alive());
     CHECK(controller->status("witness").response.state() == "SANDBOX_READY");
-    const auto left = Census::wait_equal(before, daemon.scope());
+    const auto left = left_behind(before, daemon);
     INFO("left behind:" << listed(left));
     CHECK(left.empty());
   }

@@ -127,7 +127,7 @@ struct Stage {
   void check_unharmed(const Census& before) {
     CHECK(daemon.alive());
     CHECK(controller->status("witness").response.state() == "SANDBOX_READY");
-    const auto left = Census::wait_equal(before, daemon.scope());
+    const auto left = left_behind(before, daemon);
     INFO("left behind:" << listed(left));
     CHECK(left.empty());
   }
@@ -321,8 +321,11 @@ TEST_CASE("Task calls about unknown containers get NOT_FOUND", "[root][e2e][host
     // CRI sends it when its own clean-up failed; it must never end a pod.
     CHECK(probe.call("Shutdown", with_id<task::ShutdownRequest>("nobody")).code == kOk);
     const auto exec = probe.call("Exec", with_id<task::ExecProcessRequest>("nobody"));
-    CHECK(exec.code == kUnimplemented);
-    CHECK_THAT(exec.message, ContainsSubstring("Exec"));
+    CHECK(exec.code == kNotFound);
+    CHECK_THAT(exec.message, ContainsSubstring("nobody"));
+    const auto pause = probe.call("Pause", with_id<task::PauseRequest>("nobody"));
+    CHECK(pause.code == kUnimplemented);
+    CHECK_THAT(pause.message, ContainsSubstring("Pause"));
   }
   stage.check_unharmed(before);
 }
@@ -371,15 +374,18 @@ TEST_CASE("Task.Create with hostile content is refused and leaves nothing",
     expected = {kInvalidArgument, kResourceExhausted};
     named = "config.json";
   }
-  SECTION("a terminal") {
+  SECTION("a terminal that config.json does not have") {
     request.set_terminal(true);
-    expected = {kInvalidArgument, kFailedPrecondition};
     named = "terminal";
   }
-  SECTION("stdin") {
+  SECTION("a standard input that is not there") {
     request.set_stdin((bundle / "stdin").native());
-    expected = {kInvalidArgument, kFailedPrecondition};
+    expected = {kNotFound};
     named = "stdin";
+  }
+  SECTION("a standard input that is a file") {
+    request.set_stdin((bundle / "config.json").native());
+    named = "is not a FIFO";
   }
   SECTION("a rootfs mount of an unknown type") {
     request.mutable_rootfs(0)->set_type("no-such-fs");

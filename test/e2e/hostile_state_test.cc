@@ -300,6 +300,7 @@ TEST_CASE("the state of another boot is removed", "[root][e2e][hostile]") {
   daemon.start();
   run_pod(daemon, "yesterday");
   REQUIRE(daemon.stop().code == 0);
+  daemon.kill_keeper();
   unmount_below(daemon.dir() / "sandboxes");
   write_whole(daemon.dir() / "boot_id", "00000000-0000-0000-0000-000000000000\n");
   daemon.start();
@@ -338,7 +339,7 @@ TEST_CASE("a full state disk refuses new work in words, leaves nothing and recov
     CHECK(probe->call("State", state_request).code == kNotFound);
   }
   CHECK(controller.status("witness").response.state() == "SANDBOX_READY");
-  auto left = Census::wait_equal(before, daemon.scope());
+  auto left = left_behind(before, daemon);
   INFO("left behind:" << listed(left));
   CHECK(left.empty());
 
@@ -352,7 +353,7 @@ TEST_CASE("a full state disk refuses new work in words, leaves nothing and recov
   task::DeleteRequest remove;
   remove.set_id("newcomer");
   CHECK(probe->call("Delete", remove).code == kOk);
-  left = Census::wait_equal(before, daemon.scope());
+  left = left_behind(before, daemon);
   CHECK(left == std::vector<std::string>());
   CHECK(controller.shutdown("witness").code == kOk);
   CHECK(daemon.stop().code == 0);

@@ -146,9 +146,9 @@ TEST_CASE("fifo: opening never waits, what is no FIFO is refused", "[root]") {
   REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
   Result<OutputFifo> fifo = open_output_fifo(path);
   REQUIRE(fifo);
-  CHECK((::fcntl(fifo->writer.get(), F_GETFL) & O_NONBLOCK) == 0);
-  REQUIRE(::write(fifo->writer.get(), "x", 1) == 1);
-  fifo->writer.reset();
+  CHECK((::fcntl(fifo->workload.get(), F_GETFL) & O_NONBLOCK) == 0);
+  REQUIRE(::write(fifo->workload.get(), "x", 1) == 1);
+  fifo->workload.reset();
   char c = 0;
   CHECK(::read(fifo->reader.get(), &c, 1) == 1);
 

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
 #include <string>
@@ -12,23 +13,41 @@
 #include "os/pidfd.h"
 #include "os/spawn.h"
 #include "support/io_fixture.h"
+#include "support/keeper_fixture.h"
 
 namespace kuasar::os {
 namespace {
 
 using test::IoFixture;
 
+using test::KeeperFixture;
+
 ProcessSpec shell(const std::string& script) {
-  ProcessSpec spec;
-  spec.argv = {"sh", "-c", script};
-  spec.env = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin"};
-  return spec;
+  return test::shell_spec(script);
 }
 
-// The contract of every Spawner, here on children of this process.
-struct Fixture {
+// Children of this process.
+struct Direct {
   IoFixture io;
   DirectSpawner spawner;
+  void take_orphans() { REQUIRE(DirectSpawner::become_subreaper()); }
+  static std::size_t children() { return test::children_of(::getpid()); }
+};
+
+// Children of a keeper.
+struct Kept {
+  KeeperFixture keeper;
+  IoFixture& io = keeper.io;
+  keeper::KeeperSpawner spawner{keeper.connect()};
+  void take_orphans() {}
+  std::size_t children() const { return test::children_of(keeper.client->keeper_pid()); }
+};
+
+// The contract of every Spawner.
+template <typename Backend>
+struct Fixture : Backend {
+  using Backend::io;
+  using Backend::spawner;
 
   Process spawn(ProcessSpec spec) {
     Result<Process> process = io.run(spawner.spawn("test", std::move(spec)));
@@ -59,62 +78,67 @@ struct Fixture {
   }
 };
 
-TEST_CASE_METHOD(Fixture, "spawner: exit codes and signals come back") {
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: exit codes and signals come back", "", Direct, Kept) {
   for (const int code : {0, 7, 255}) {
-    const Process process = spawn(shell("exit " + std::to_string(code)));
-    const ExitStatus status = end_of(process);
+    const Process process = this->spawn(shell("exit " + std::to_string(code)));
+    const ExitStatus status = this->end_of(process);
     CHECK(status.code == code);
     CHECK(status.known);
   }
-  const Process sleeper = spawn(shell("exec sleep 100"));
+  const Process sleeper = this->spawn(shell("exec sleep 100"));
   CHECK_FALSE(pidfd_exited(sleeper.pidfd.get()));
   REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGKILL));
-  CHECK(end_of(sleeper).code == 137);
+  CHECK(this->end_of(sleeper).code == 137);
   CHECK(pidfd_signal(sleeper.pidfd.get(), 0).error().code == Code::kNotFound);
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: a key names one process until it is acknowledged") {
-  const Process first = spawn(shell("exit 3"));
-  CHECK(io.run(spawner.wait(first)).code == 3);
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a key names one process until it is acknowledged", "",
+                          Direct, Kept) {
+  const Process first = this->spawn(shell("exit 3"));
+  CHECK(this->io.run(this->spawner.wait(first)).code == 3);
   // Ended, asked twice, and never run again.
-  CHECK(io.run(spawner.wait(first)).code == 3);
-  const Process again = spawn(shell("exit 4"));
+  CHECK(this->io.run(this->spawner.wait(first)).code == 3);
+  const Process again = this->spawn(shell("exit 4"));
   CHECK(again.pid == first.pid);
-  CHECK(io.run(spawner.wait(again)).code == 3);
-  CHECK(io.run(spawner.find("test")).value().pid == first.pid);
-  spawner.acknowledge(first);
-  CHECK(io.run(spawner.find("test")).error().code == Code::kNotFound);
-  const Process next = spawn(shell("exec sleep 100"));
-  spawner.acknowledge(next);
-  CHECK(io.run(spawner.find("test")).value().pid == next.pid);
+  CHECK(this->io.run(this->spawner.wait(again)).code == 3);
+  CHECK(this->io.run(this->spawner.find("test")).value().pid == first.pid);
+  this->spawner.acknowledge(first);
+  CHECK(this->io.run(this->spawner.find("test")).error().code == Code::kNotFound);
+  const Process next = this->spawn(shell("exec sleep 100"));
+  this->spawner.acknowledge(next);
+  CHECK(this->io.run(this->spawner.find("test")).value().pid == next.pid);
   REQUIRE(pidfd_signal(next.pidfd.get(), SIGKILL));
-  CHECK(end_of(next).code == 137);
+  CHECK(this->end_of(next).code == 137);
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: a program that cannot be executed leaves no process") {
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a program that cannot be executed leaves no process",
+                          "", Direct, Kept) {
+  const std::size_t before = this->children();
   ProcessSpec missing;
   missing.argv = {"/no/such/program"};
-  const auto failed = io.run(spawner.spawn("x", missing));
+  const auto failed = this->io.run(this->spawner.spawn("x", missing));
   REQUIRE_FALSE(failed);
   CHECK(failed.error().message.find("/no/such/program") != std::string::npos);
   ProcessSpec nowhere = shell("true");
   nowhere.cwd = "/no/such/directory";
-  const auto no_cwd = io.run(spawner.spawn("x", nowhere));
+  const auto no_cwd = this->io.run(this->spawner.spawn("x", nowhere));
   REQUIRE_FALSE(no_cwd);
   CHECK(no_cwd.error().message.find("working directory") != std::string::npos);
-  CHECK(::waitpid(-1, nullptr, WNOHANG) == -1);
+  CHECK(this->io.run(this->spawner.find("x")).error().code == Code::kNotFound);
+  CHECK(this->children() == before);
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: a child has only the descriptors that are named") {
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a child has only the descriptors that are named", "",
+                          Direct, Kept) {
   // Without O_CLOEXEC, so that only the spawner can keep it from the child.
   UniqueFd leaky(::open("/dev/zero", O_RDONLY));
   ProcessSpec spec = shell("readlink /proc/self/fd/0 /proc/self/fd/2; ls -l /proc/$$/fd");
-  const std::string fds = output_of(std::move(spec));
+  const std::string fds = this->output_of(std::move(spec));
   CHECK(fds.starts_with("/dev/null\n/dev/null\n"));
   CHECK(fds.find("/dev/zero") == std::string::npos);
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: descriptors may cross over") {
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: descriptors may cross over", "", Direct, Kept) {
   int a[2];
   int b[2];
   REQUIRE(::pipe2(a, O_CLOEXEC) == 0);
@@ -122,8 +146,8 @@ TEST_CASE_METHOD(Fixture, "spawner: descriptors may cross over") {
   ProcessSpec spec = shell("echo one >&3; echo two >&4");
   // Under each other's number in the parent, as far as that can be arranged.
   spec.fds = {{b[1], 3}, {a[1], 4}};
-  const Process process = spawn(std::move(spec));
-  end_of(process);
+  const Process process = this->spawn(std::move(spec));
+  this->end_of(process);
   char text[8] = {};
   CHECK(::read(b[0], text, 4) == 4);
   CHECK(std::string(text) == "one\n");
@@ -132,14 +156,15 @@ TEST_CASE_METHOD(Fixture, "spawner: descriptors may cross over") {
   for (const int fd : {a[0], a[1], b[0], b[1]}) ::close(fd);
 }
 
-TEST_CASE_METHOD(Fixture,
-                 "spawner: a child starts with clean signals, its own session, umask 022") {
+TEMPLATE_TEST_CASE_METHOD(Fixture,
+                          "spawner: a child starts with clean signals, its own session, umask 022",
+                          "", Direct, Kept) {
   sigset_t block;
   ::sigemptyset(&block);
   ::sigaddset(&block, SIGTERM);
   ::pthread_sigmask(SIG_BLOCK, &block, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
-  const std::string text = output_of(
+  const std::string text = this->output_of(
       shell("grep -E 'SigBlk|SigIgn' /proc/self/status; umask; ps -o pid= -o sid= -p $$"));
   ::pthread_sigmask(SIG_UNBLOCK, &block, nullptr);
   CHECK(text.find("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n0022\n") == 0);
@@ -150,38 +175,40 @@ TEST_CASE_METHOD(Fixture,
   CHECK(pid == sid);
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: an orphan comes to the subreaper and can be adopted") {
-  REQUIRE(DirectSpawner::become_subreaper());
-  const std::string text = output_of(shell("sh -c 'sleep 0.2; exit 5' >/dev/null & echo $!"));
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: an orphan comes to the subreaper and can be adopted",
+                          "", Direct, Kept) {
+  this->take_orphans();
+  const std::string text = this->output_of(shell("sh -c 'sleep 0.2; exit 5' >/dev/null & echo $!"));
   const pid_t orphan = static_cast<pid_t>(std::stoi(text));
-  Result<Process> adopted = io.run(spawner.adopt("orphan", orphan));
+  Result<Process> adopted = this->io.run(this->spawner.adopt("orphan", orphan));
   REQUIRE(adopted);
-  const ExitStatus status = end_of(*adopted);
+  const ExitStatus status = this->end_of(*adopted);
   CHECK(status.code == 5);
   CHECK(status.known);
-  CHECK(io.run(spawner.adopt("gone", orphan)).error().code == Code::kNotFound);
+  CHECK(this->io.run(this->spawner.adopt("gone", orphan)).error().code == Code::kNotFound);
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: PID 1 of a new PID namespace", "[root]") {
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: PID 1 of a new PID namespace", "[root]", Direct,
+                          Kept) {
   ProcessSpec spec = shell("echo $$");
   spec.new_pid_namespace = true;
   spec.new_mount_namespace = true;
-  CHECK(output_of(std::move(spec)) == "1\n");
+  CHECK(this->output_of(std::move(spec)) == "1\n");
 }
 
-TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing") {
-  const Process sleeper = spawn(shell("exec sleep 100"));
-  TaskGroup group(io.executor());
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing", "", Direct, Kept) {
+  const Process sleeper = this->spawn(shell("exec sleep 100"));
+  TaskGroup group(this->io.executor());
   ExitStatus status;
-  group.spawn([](DirectSpawner& s, const Process& p, ExitStatus& out) -> Task<> {
+  group.spawn([](Spawner& s, const Process& p, ExitStatus& out) -> Task<> {
     out = co_await s.wait(p);
-  }(spawner, sleeper, status));
-  io.settle();
+  }(this->spawner, sleeper, status));
+  this->io.settle();
   group.cancel();
-  io.run(group.join());
+  this->io.run(group.join());
   CHECK_FALSE(status.known);
   REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGTERM));
-  CHECK(end_of(sleeper).code == 143);
+  CHECK(this->end_of(sleeper).code == 143);
 }
 
 TEST_CASE("pidfd: start time names a process") {

@@ -11,14 +11,16 @@
 
 namespace kuasar::test {
 
-/// What a census looks at. `daemon` and `containerd` are the two processes under test; 0 means that
-/// there is none. `roots` are further processes whose descendants are ours (usually the test
-/// itself); the processes named here are not counted, only what hangs below them. `dirs` are the
-/// trees whose files, FIFOs, sockets and mounts are ours: the daemon's --dir, containerd's state.
-/// The trees containerd fills without bound (its root with the snapshots) do not belong here.
+/// What a census looks at. `daemon`, its `keeper` and `containerd` are the processes under test; 0
+/// means that there is none. `roots` are further processes whose descendants are ours (usually the
+/// test itself); the processes named here are not counted, only what hangs below them. `dirs` are
+/// the trees whose files, FIFOs, sockets and mounts are ours: the daemon's --dir, containerd's
+/// state. The trees containerd fills without bound (its root with the snapshots) do not belong
+/// here.
 struct CensusScope {
   pid_t containerd = 0;
   pid_t daemon = 0;
+  pid_t keeper = 0;
   std::vector<std::filesystem::path> dirs;
   std::vector<pid_t> roots;
   std::vector<std::filesystem::path> netns_dirs = {"/run/netns", "/var/run/netns"};

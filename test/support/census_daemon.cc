@@ -67,6 +67,9 @@ void add_files_and_threads(const CensusScope& scope, const ProcessTable& process
     add_files(*daemon, "daemon", nullptr, items);
     add_threads(scope.daemon, items);
   }
+  if (const Process* keeper = processes.find(scope.keeper)) {
+    add_files(*keeper, "keeper", nullptr, items);
+  }
   if (const Process* containerd = processes.find(scope.containerd)) {
     add_files(*containerd, "containerd", &scope, items);
   }

@@ -73,6 +73,7 @@ class ProcessTable {
   std::set<pid_t> principals_;
   Process self_;
   pid_t daemon_ = 0;
+  pid_t keeper_ = 0;
   pid_t containerd_ = 0;
   std::multimap<std::string, pid_t> socket_holders_;
 };

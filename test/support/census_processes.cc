@@ -131,10 +131,10 @@ std::string Process::words() const {
 }
 
 ProcessTable::ProcessTable(const CensusScope& scope)
-    : daemon_(scope.daemon), containerd_(scope.containerd) {
+    : daemon_(scope.daemon), keeper_(scope.keeper), containerd_(scope.containerd) {
   principals_.insert(::getpid());
   principals_.insert(scope.roots.begin(), scope.roots.end());
-  for (const pid_t pid : {scope.daemon, scope.containerd}) {
+  for (const pid_t pid : {scope.daemon, scope.keeper, scope.containerd}) {
     if (pid != 0) {
       principals_.insert(pid);
     }
@@ -166,6 +166,9 @@ const Process* ProcessTable::find(pid_t pid) const {
 std::string ProcessTable::role(pid_t pid) const {
   if (pid == daemon_) {
     return "daemon";
+  }
+  if (pid == keeper_) {
+    return "keeper";
   }
   if (pid == containerd_) {
     return "containerd";

@@ -195,6 +195,16 @@ Result<cri::ExecSyncResponse> CriClient::exec_sync(const std::string& id,
   return channel_->call(*channel_->runtime, &Runtime::ExecSync, request);
 }
 
+Result<std::string> CriClient::exec(const cri::ExecRequest& request) {
+  TRY(auto response, channel_->call(*channel_->runtime, &Runtime::Exec, request));
+  return response.url();
+}
+
+Result<std::string> CriClient::attach(const cri::AttachRequest& request) {
+  TRY(auto response, channel_->call(*channel_->runtime, &Runtime::Attach, request));
+  return response.url();
+}
+
 Result<bool> CriClient::has_image(const std::string& name) {
   cri::ImageStatusRequest request;
   request.mutable_image()->set_image(name);

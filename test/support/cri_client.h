@@ -53,6 +53,10 @@ class CriClient {
                                           const std::vector<std::string>& command,
                                           std::int64_t timeout_seconds);
 
+  /// URL of a stream, for StreamClient.
+  Result<std::string> exec(const cri::ExecRequest& request);
+  Result<std::string> attach(const cri::AttachRequest& request);
+
   /// Whether CRI knows an image by that name.
   Result<bool> has_image(const std::string& name);
 

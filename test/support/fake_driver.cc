@@ -1,20 +1,30 @@
 #include "support/fake_driver.h"
 
+#include <unistd.h>
+
 #include "kuasar/state/v1/state.pb.h"
 
 namespace kuasar::test {
 
-void FakeDriver::end_init(const std::string& container, int code) {
-  const std::shared_ptr<Init> init = inits_.at(container);
-  if (init->ended.is_set()) return;
-  init->code = code;
-  init->ended.set();
+namespace {
+
+std::string name_of(const task::ProcessRef& ref) {
+  return ref.exec.empty() ? ref.container : ref.container + "/" + ref.exec;
+}
+
+}  // namespace
+
+void FakeDriver::end(const std::string& name, int code) {
+  const std::shared_ptr<Fake> process = processes_.at(name);
+  if (process->ended.is_set()) return;
+  process->code = code;
+  process->ended.set();
 }
 
 Task<Result<>> FakeDriver::create(task::ContainerPlan plan, const task::Stdio&) {
   calls.push_back("create " + plan.id);
   if (create_error) co_return fail(*create_error);
-  inits_[plan.id] = std::make_shared<Init>();
+  processes_[plan.id] = std::make_shared<Fake>();
   co_return Result<>();
 }
 
@@ -26,7 +36,7 @@ Task<Result<>> FakeDriver::start(std::string container) {
 }
 
 Task<os::ExitStatus> FakeDriver::wait_exit(task::ProcessRef ref) {
-  const std::shared_ptr<Init> init = inits_.at(ref.container);
+  const std::shared_ptr<Fake> init = processes_.at(name_of(ref));
   os::ExitStatus status;
   status.known = co_await init->ended.wait();
   status.code = init->code;
@@ -35,15 +45,18 @@ Task<os::ExitStatus> FakeDriver::wait_exit(task::ProcessRef ref) {
 }
 
 Result<> FakeDriver::signal(const task::ProcessRef& ref, int signal) {
-  calls.push_back("signal " + ref.container + " " + std::to_string(signal));
-  if (inits_.at(ref.container)->ended.is_set()) return fail(Code::kNotFound, "no process");
-  if (signal == 9 && killable) end_init(ref.container, 137);
+  calls.push_back("signal " + name_of(ref) + " " + std::to_string(signal));
+  if (processes_.at(name_of(ref))->ended.is_set()) return fail(Code::kNotFound, "no process");
+  if (signal == 9 && killable) end(name_of(ref), 137);
   return {};
 }
 
 Task<Result<>> FakeDriver::kill_all(std::string container) {
   calls.push_back("kill_all " + container);
-  if (killable) end_init(container, 137);
+  if (!killable) co_return Result<>();
+  for (const auto& [name, process] : processes_) {
+    if (name == container || name.starts_with(container + "/")) end(name, 137);
+  }
   co_return Result<>();
 }
 
@@ -51,15 +64,56 @@ std::vector<pid_t> FakeDriver::pids(const std::string&) {
   return {};
 }
 
-pid_t FakeDriver::host_pid(const task::ProcessRef&) {
-  return 4242;
+pid_t FakeDriver::host_pid(const task::ProcessRef& ref) {
+  if (ref.exec.empty()) return 4242;
+  return processes_.contains(name_of(ref)) ? 4343 : 0;
 }
 
 Task<Result<>> FakeDriver::remove(std::string container) {
   calls.push_back("remove " + container);
   if (remove_error) co_return fail(*remove_error);
-  inits_.erase(container);
+  std::erase_if(processes_, [&](const auto& item) {
+    return item.first == container || item.first.starts_with(container + "/");
+  });
   co_return Result<>();
+}
+
+Task<Result<>> FakeDriver::exec(task::ExecPlan plan, const task::Stdio& stdio) {
+  const std::string name = name_of(plan.ref);
+  calls.push_back("exec " + name);
+  if (hold_exec != nullptr) co_await hold_exec->wait();
+  if (exec_error) co_return fail(*exec_error);
+  if (!exec_says.empty() && stdio.stdout_fd() >= 0 &&
+      ::write(stdio.stdout_fd(), exec_says.data(), exec_says.size()) < 0) {
+    co_return fail_errno("write", name);
+  }
+  processes_[name] = std::make_shared<Fake>();
+  co_return Result<>();
+}
+
+void FakeDriver::forget_exec(const task::ProcessRef& ref) {
+  calls.push_back("forget " + name_of(ref));
+  processes_.erase(name_of(ref));
+}
+
+Task<Result<>> FakeDriver::resize(task::ProcessRef ref, std::shared_ptr<const task::Stdio>,
+                                  std::uint16_t width, std::uint16_t height) {
+  calls.push_back("resize " + name_of(ref) + " " + std::to_string(width) + "x" +
+                  std::to_string(height));
+  co_return Result<>();
+}
+
+Task<Result<bool>> FakeDriver::recover_exec(task::ProcessRef ref,
+                                            state::v1::ProcessIdentity identity) {
+  calls.push_back("recover " + name_of(ref));
+  processes_[name_of(ref)] = std::make_shared<Fake>();
+  co_return identity.pid() > 0;
+}
+
+Task<Result<>> FakeDriver::resume_exec(task::ExecPlan plan) {
+  calls.push_back("resume " + name_of(plan.ref));
+  if (resumed) processes_[name_of(plan.ref)] = std::make_shared<Fake>();
+  co_return resumed;
 }
 
 void FakeDriver::save(const std::string&, state::v1::ContainerState&) {}
@@ -67,7 +121,7 @@ void FakeDriver::save(const std::string&, state::v1::ContainerState&) {}
 Task<Result<bool>> FakeDriver::recover(std::string,
                                        std::shared_ptr<const state::v1::ContainerState> record) {
   calls.push_back("recover " + record->id());
-  inits_[record->id()] = std::make_shared<Init>();
+  processes_[record->id()] = std::make_shared<Fake>();
   co_return record->init().pid() > 0;
 }
 
@@ -75,7 +129,7 @@ Task<Result<task::Attachment>> FakePods::attach(std::string sandbox_id, std::str
                                                 oci::Spec spec) {
   calls.push_back("attach " + sandbox_id + " " + container_id);
   if (sandbox_id == missing) co_return fail(Code::kNotFound, "sandbox {} not found", sandbox_id);
-  co_return task::Attachment{"/nowhere", std::move(spec), shared_pid};
+  co_return task::Attachment{dir, std::move(spec), shared_pid};
 }
 
 Task<Result<>> FakePods::detach(std::string sandbox_id, std::string container_id) {
@@ -86,6 +140,11 @@ Task<Result<>> FakePods::detach(std::string sandbox_id, std::string container_id
 Result<> FakePods::save(const state::v1::ContainerState& record) {
   if (save_error) return fail(*save_error);
   saved.push_back(record.id() + ":" + std::to_string(record.phase()));
+  return {};
+}
+
+Result<> FakePods::save(const std::string& sandbox_id, const state::v1::Tombstones& stones) {
+  calls.push_back("tombstones " + sandbox_id + " " + std::to_string(stones.stones_size()));
   return {};
 }
 

@@ -28,10 +28,24 @@ class FakeDriver : public task::ContainerDriver {
   /// SIGKILL (signal or kill_all) ends the init with 137.
   bool killable = true;
 
-  void end_init(const std::string& container, int code);
+  /// exec() does not return before this is set / fails so.
+  Event* hold_exec = nullptr;
+  std::optional<Error> exec_error;
+  /// What resume_exec() answers.
+  Result<> resumed;
+  /// Writes into the standard output that an exec is given.
+  std::string exec_says;
+
+  void end_init(const std::string& container, int code) { end(container, code); }
+  /// `name`: "c1" for the init, "c1/e1" for an exec.
+  void end(const std::string& name, int code);
 
   Task<Result<>> create(task::ContainerPlan plan, const task::Stdio& stdio) override;
   Task<Result<>> start(std::string container) override;
+  Task<Result<>> exec(task::ExecPlan plan, const task::Stdio& stdio) override;
+  void forget_exec(const task::ProcessRef& ref) override;
+  Task<Result<>> resize(task::ProcessRef ref, std::shared_ptr<const task::Stdio> stdio,
+                        std::uint16_t width, std::uint16_t height) override;
   Task<os::ExitStatus> wait_exit(task::ProcessRef ref) override;
   Result<> signal(const task::ProcessRef& ref, int signal) override;
   Task<Result<>> kill_all(std::string container) override;
@@ -41,13 +55,17 @@ class FakeDriver : public task::ContainerDriver {
   void save(const std::string& container, state::v1::ContainerState& record) override;
   Task<Result<bool>> recover(std::string dir,
                              std::shared_ptr<const state::v1::ContainerState> record) override;
+  Task<Result<bool>> recover_exec(task::ProcessRef ref,
+                                  state::v1::ProcessIdentity identity) override;
+  Task<Result<>> resume_exec(task::ExecPlan plan) override;
 
  private:
-  struct Init {
+  struct Fake {
     Event ended;
     int code = 0;
   };
-  std::map<std::string, std::shared_ptr<Init>> inits_;
+  /// By name.
+  std::map<std::string, std::shared_ptr<Fake>> processes_;
 };
 
 /// FAKE pods: every sandbox id exists unless it is in `missing`.
@@ -55,6 +73,8 @@ class FakePods : public task::Pods {
  public:
   std::vector<std::string> calls;
   std::string missing = "no-such-pod";
+  /// Every container's directory.
+  std::string dir = "/nowhere";
   bool shared_pid = false;
   std::optional<Error> save_error;
   /// Phases saved, "c1:2" each.
@@ -64,6 +84,7 @@ class FakePods : public task::Pods {
                                         oci::Spec spec) override;
   Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
   Result<> save(const state::v1::ContainerState& record) override;
+  Result<> save(const std::string& sandbox_id, const state::v1::Tombstones& stones) override;
 };
 
 /// Notes topics in order.

@@ -101,7 +101,7 @@ Lab::~Lab() {
 }
 
 void Lab::make_tree(const std::string& config) {
-  for (const char* dir : {"etc/cni", "run", "log", "pods", "cni-data"}) {
+  for (const char* dir : {"etc/cni", "run", "log", "pods", "cni-data", "failpoints"}) {
     fs::create_directories(root_ / dir);
   }
   const LabPlan plan{root_, prefix_ / "usr/lib/cni", name_, subnet_, sandboxer_, listen()};
@@ -129,11 +129,13 @@ void Lab::make_cgroups() const {
 std::vector<std::string> Lab::environment() const {
   const char* path = std::getenv("PATH");
   const std::string usr = (prefix_ / "usr").string();
-  return {fmt::format("PATH={}/bin:{}/sbin:{}", usr, usr, path == nullptr ? "/usr/bin" : path)};
+  return {fmt::format("PATH={}/bin:{}/sbin:{}", usr, usr, path == nullptr ? "/usr/bin" : path),
+          fmt::format("KUASAR_FAILPOINT_DIR={}", (root_ / "failpoints").string())};
 }
 
 void Lab::start_sandboxer() {
   if (!sandboxer_.ours()) return;
+  const std::size_t before = count_lines(sandboxer_log(), " ready");
   auto child = Child::spawn({{(executable_dir() / sandboxer_.program).string(), "--listen",
                               listen(), "--dir", dir(), "--config", root_ / "etc/sandboxer.toml",
                               "--containerd", containerd_socket(), "--log-level", "debug"},
@@ -141,10 +143,10 @@ void Lab::start_sandboxer() {
                              sandboxer_log()});
   if (!child) give_up(child.error().message);
   sandboxer_process_ = std::move(*child);
+  // Its sockets say nothing: they are open while there is a keeper.
   const bool up = wait_until(
       [&] {
-        return !sandboxer_process_.alive() ||
-               (socket_accepts(listen()) && socket_accepts(dir() / "task.sock"));
+        return !sandboxer_process_.alive() || count_lines(sandboxer_log(), " ready") > before;
       },
       kStartPatience);
   if (!up || !sandboxer_process_.alive()) give_up(sandboxer_.name + " does not come up");
@@ -161,6 +163,27 @@ int Lab::stop_sandboxer() {
 void Lab::kill_sandboxer() {
   sandboxer_process_.signal(SIGKILL);
   sandboxer_process_.wait(kStopPatience);
+}
+
+pid_t Lab::keeper_pid() const {
+  return lab_keeper(dir());
+}
+
+void Lab::kill_both() {
+  const pid_t keeper = keeper_pid();
+  // Neither may see the other's end: both stand still first.
+  sandboxer_process_.signal(SIGSTOP);
+  if (keeper != 0) ::kill(keeper, SIGKILL);
+  kill_sandboxer();
+}
+
+void Lab::kill_keeper() {
+  const pid_t pid = keeper_pid();
+  if (pid == 0) return;
+  ::kill(pid, SIGKILL);
+  if (!wait_until([&] { return keeper_pid() != pid; }, kStopPatience)) {
+    give_up("the keeper does not end on SIGKILL");
+  }
 }
 
 void Lab::start_containerd() {
@@ -211,6 +234,19 @@ bool Lab::healthy() {
   return containerd_process_.alive() && (!sandboxer_.ours() || sandboxer_process_.alive());
 }
 
+bool Lab::has_failpoints() const {
+  return read_text(sandboxer_log()).find("built with failpoints") != std::string::npos;
+}
+
+void Lab::arm(const std::string& failpoint, const std::string& action) {
+  write_text(root_ / "failpoints" / failpoint, action);
+}
+
+bool Lab::disarm(const std::string& failpoint) {
+  std::error_code ec;
+  return fs::remove(root_ / "failpoints" / failpoint, ec);
+}
+
 std::string Lab::containerd_toml() const {
   return read_text(root_ / "etc/containerd.toml");
 }
@@ -223,6 +259,7 @@ CensusScope Lab::census_scope() const {
   CensusScope scope;
   scope.containerd = containerd_process_.pid();
   scope.daemon = sandboxer_process_.pid();
+  scope.keeper = keeper_pid();
   scope.dirs = {dir(), containerd_state(), pods()};
   scope.netns_dirs = {containerd_state() / "io.containerd.grpc.v1.cri/netns"};
   return scope;

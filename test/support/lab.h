@@ -68,6 +68,12 @@ class Lab {
   int stop_sandboxer();
   void kill_sandboxer();
   pid_t sandboxer_pid() const { return sandboxer_process_.pid(); }
+  /// 0 when there is none.
+  pid_t keeper_pid() const;
+  /// SIGKILL, and the wait until it is gone.
+  void kill_keeper();
+  /// SIGKILL to the daemon and its keeper in the same moment.
+  void kill_both();
 
   /// Also waits for CRI's recovery.
   void start_containerd();
@@ -93,6 +99,13 @@ class Lab {
   const std::string& name() const { return name_; }
   /// Pods get addresses "<prefix>.x".
   const std::string& subnet_prefix() const { return subnet_; }
+
+  /// Whether the sandboxer was built with failpoints (common/base/failpoint.h).
+  bool has_failpoints() const;
+  /// Arms one: "kill" or "stop" when the sandboxer comes to the point. disarm() is true when it
+  /// was still armed.
+  void arm(const std::string& failpoint, const std::string& action);
+  bool disarm(const std::string& failpoint);
 
   /// What a census of a test in this lab looks at, with the daemons' pids of now.
   CensusScope census_scope() const;

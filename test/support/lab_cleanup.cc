@@ -204,6 +204,24 @@ void remove_stale_labs() {
   }
 }
 
+pid_t lab_keeper(const fs::path& dir) {
+  for (const pid_t pid : all_pids()) {
+    const std::string words = read_text("/proc/" + std::to_string(pid) + "/cmdline");
+    if (words.find("kuasar-keeper") != std::string::npos &&
+        words.find(dir.native() + "/") != std::string::npos) {
+      return pid;
+    }
+  }
+  return 0;
+}
+
+std::size_t count_lines(const fs::path& file, const std::string& end) {
+  std::ifstream stream(file);
+  std::size_t count = 0;
+  for (std::string line; std::getline(stream, line);) count += line.ends_with(end) ? 1 : 0;
+  return count;
+}
+
 bool socket_accepts(const fs::path& socket) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;

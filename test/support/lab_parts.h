@@ -36,6 +36,12 @@ std::vector<std::string> remove_lab(const std::filesystem::path& root, const std
 void remove_stale_labs();
 std::string lab_link_alias(const std::filesystem::path& root);
 
+/// The pid of the keeper that works below a sandboxer's --dir; 0 when there is none.
+pid_t lab_keeper(const std::filesystem::path& dir);
+
+/// Lines of a file that end so.
+std::size_t count_lines(const std::filesystem::path& file, const std::string& end);
+
 /// Whether a connect to a listening AF_UNIX socket succeeds.
 bool socket_accepts(const std::filesystem::path& socket);
 

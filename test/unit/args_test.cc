@@ -99,9 +99,9 @@ TEST_CASE("args: the help fits 100 columns and names flags and defaults") {
     CHECK(line.size() <= 100);
   }
   for (const char* word :
-       {"--listen", "--dir", "--config", "--log-level", "--containerd", "--dump-config", "--help",
-        "--version", "/run/runc-sandboxer.sock", "/run/kuasar-runc", "/etc/kuasar/runc.toml",
-        "/etc/kuasar/runc.d/*.toml", "/run/containerd/containerd.sock"}) {
+       {"--listen", "--dir", "--config", "--log-level", "--containerd", "--keeper", "--dump-config",
+        "--help", "--version", "/run/runc-sandboxer.sock", "/run/kuasar-runc",
+        "/etc/kuasar/runc.toml", "/etc/kuasar/runc.d/*.toml", "/run/containerd/containerd.sock"}) {
     INFO(word);
     CHECK(help.find(word) != std::string::npos);
   }

@@ -41,6 +41,30 @@ TEST_CASE("oci argv: create with every flag") {
              "--pid-file", "/run/k/c/init.pid", "--no-pivot", "--no-new-keyring", "abc"});
 }
 
+TEST_CASE("oci argv: create with a terminal") {
+  CreateFlags flags = create();
+  flags.console_socket = "/run/k/pty/1";
+  CHECK(create_argv(global(), flags, "abc") ==
+        Argv{"/usr/sbin/runc", "--root", "/run/k/oci", "--log", "/run/k/c/runtime.log",
+             "--log-format", "json", "create", "--bundle", "/run/k/c", "--pid-file",
+             "/run/k/c/init.pid", "--console-socket", "/run/k/pty/1", "abc"});
+}
+
+TEST_CASE("oci argv: exec, without and with a terminal") {
+  ExecFlags flags;
+  flags.process_file = "/run/k/c/exec-e.json";
+  flags.pid_file = "/run/k/c/exec-e.pid";
+  CHECK(exec_argv(global(), flags, "abc") ==
+        Argv{"/usr/sbin/runc", "--root", "/run/k/oci", "--log", "/run/k/c/runtime.log",
+             "--log-format", "json", "exec", "--detach", "--process", "/run/k/c/exec-e.json",
+             "--pid-file", "/run/k/c/exec-e.pid", "abc"});
+  flags.console_socket = "/run/k/pty/1";
+  CHECK(exec_argv(global(), flags, "abc") ==
+        Argv{"/usr/sbin/runc", "--root", "/run/k/oci", "--log", "/run/k/c/runtime.log",
+             "--log-format", "json", "exec", "--detach", "--process", "/run/k/c/exec-e.json",
+             "--pid-file", "/run/k/c/exec-e.pid", "--console-socket", "/run/k/pty/1", "abc"});
+}
+
 TEST_CASE("oci argv: start and delete") {
   CHECK(start_argv(global(), "abc") == Argv{"/usr/sbin/runc", "--root", "/run/k/oci", "--log",
                                             "/run/k/c/runtime.log", "--log-format", "json", "start",

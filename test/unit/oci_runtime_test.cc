@@ -14,6 +14,7 @@
 #include "oci/runtime.h"
 #include "oci/runtime_log.h"
 #include "os/direct_spawner.h"
+#include "os/pidfd.h"
 #include "support/recording_spawner.h"
 
 namespace kuasar::oci {
@@ -54,6 +55,15 @@ class Lab {
     args.log_file = log();
     return args;
   }
+  ExecArgs exec_args() const {
+    ExecArgs args;
+    args.id = "c1";
+    args.exec = "e1";
+    args.process_file = dir_ + "/exec-e1.json";
+    args.pid_file = dir_ + "/exec-e1.pid";
+    args.log_file = log();
+    return args;
+  }
   std::string log() const { return dir_ + "/runtime.log"; }
   const std::string& dir() const { return dir_; }
 
@@ -75,6 +85,11 @@ class Lab {
  private:
   std::string dir_;
 };
+
+Task<bool> abandon(OciRuntime& runtime) {
+  co_await runtime.abandon_create("c1");
+  co_return true;
+}
 
 // What a test's runtime leaves behind: a pid file, lines in its log.
 Playback leaves(int exit_code, std::string pid_file, std::string pid, std::string log_file = {},
@@ -107,7 +122,7 @@ TEST_CASE("oci runtime: create runs the runtime with the container's stdio and a
 
   REQUIRE(lab.spawner.spawned().size() == 1);
   const auto& [key, spec] = lab.spawner.spawned()[0];
-  CHECK(key == "c1/init/create/0");
+  CHECK(key == "c1/-/create/0");
   CHECK(spec.argv == Argv{lab.dir() + "/runc", "--root", lab.dir() + "/oci", "--log", lab.log(),
                           "--log-format", "json", "--systemd-cgroup", "create", "--bundle",
                           lab.dir(), "--pid-file", lab.dir() + "/init.pid", "--no-pivot", "c1"});
@@ -134,11 +149,11 @@ TEST_CASE("oci runtime: start and delete print into the log file") {
 
   const auto& calls = lab.spawner.spawned();
   REQUIRE(calls.size() == 2);
-  CHECK(calls[0].key == "c1/init/start/0");
+  CHECK(calls[0].key == "c1/-/start/0");
   CHECK(calls[0].spec.argv == Argv{lab.dir() + "/runc", "--root", lab.dir() + "/oci", "--log",
                                    lab.log(), "--log-format", "json", "start", "c1"});
   CHECK(calls[0].spec.fds.size() == 2);
-  CHECK(calls[1].key == "c1/init/delete/0");
+  CHECK(calls[1].key == "c1/-/delete/0");
   CHECK(calls[1].spec.argv.back() == "c1");
   CHECK(calls[1].spec.argv[calls[1].spec.argv.size() - 2] == "--force");
 }
@@ -244,6 +259,91 @@ TEST_CASE("oci runtime: a missing runtime is named, with the remedy") {
                         "configuration): execute /x/runc: "));
 }
 
+TEST_CASE("oci runtime: exec gives the process its stdio and answers its pid") {
+  Lab lab;
+  OciRuntime runtime(lab.spawner, lab.gate, lab.config);
+  ExecArgs args = lab.exec_args();
+  args.stdin_fd = 10;
+  args.stderr_fd = 12;
+  lab.spawner.play(leaves(0, args.pid_file, "4343"));
+  const Result<pid_t> pid = lab.run(runtime.exec(args));
+  REQUIRE(pid);
+  CHECK(*pid == 4343);
+  const auto& [key, spec] = lab.spawner.spawned().at(0);
+  CHECK(key == "c1/e1/exec/0");
+  CHECK(spec.leaves_orphans);
+  CHECK(spec.argv == Argv{lab.dir() + "/runc", "--root", lab.dir() + "/oci", "--log", lab.log(),
+                          "--log-format", "json", "exec", "--detach", "--process",
+                          lab.dir() + "/exec-e1.json", "--pid-file", lab.dir() + "/exec-e1.pid",
+                          "c1"});
+  REQUIRE(spec.fds.size() == 2);
+  CHECK((spec.fds[0].parent_fd == 10 && spec.fds[0].child_fd == 0));
+  CHECK((spec.fds[1].parent_fd == 12 && spec.fds[1].child_fd == 2));
+
+  lab.spawner.play(
+      leaves(255, "", "", lab.log(), R"({"level":"error","msg":"exec: \"x\": gone"})"));
+  const Result<pid_t> failed = lab.run(runtime.exec(args));
+  REQUIRE_FALSE(failed);
+  CHECK(failed.error().message == "OCI runtime exec failed: runc: exec: \"x\": gone");
+  // The id was free again, so the name of the run is the same.
+  CHECK(lab.spawner.spawned().at(1).key == "c1/e1/exec/0");
+}
+
+TEST_CASE("oci runtime: an exec that an earlier daemon began is finished, not run again") {
+  Lab lab;
+  const ExecArgs args = lab.exec_args();
+  OciRuntime runtime(lab.spawner, lab.gate, lab.config);
+  SECTION("never begun") {
+    CHECK(lab.run(runtime.resume_exec(args)).error().code == Code::kNotFound);
+  }
+  SECTION("ended and acknowledged") {
+    REQUIRE(write_file(args.pid_file, "4343"));
+    CHECK(lab.run(runtime.resume_exec(args)) == 4343);
+  }
+  SECTION("ended, nobody has asked") {
+    lab.spawner.play(leaves(0, args.pid_file, "4343"));
+    REQUIRE(lab.run(lab.spawner.spawn("c1/e1/exec/0", {})));
+    CHECK(lab.run(runtime.resume_exec(args)) == 4343);
+    CHECK(lab.run(lab.spawner.find("c1/e1/exec/0")).error().code == Code::kNotFound);
+  }
+  SECTION("ended badly") {
+    lab.spawner.play(leaves(1, "", "", lab.log(), R"({"level":"error","msg":"no"})"));
+    REQUIRE(lab.run(lab.spawner.spawn("c1/e1/exec/0", {})));
+    const auto failed = lab.run(runtime.resume_exec(args));
+    REQUIRE_FALSE(failed);
+    CHECK(failed.error().message == "OCI runtime exec failed: runc: no");
+  }
+  CHECK(lab.spawner.spawned().size() <= 1);
+}
+
+TEST_CASE("oci runtime: a create that an earlier daemon began is killed and waited for") {
+  Lab lab;
+  OciRuntime runtime(lab.spawner, lab.gate, lab.config);
+  lab.run(abandon(runtime));
+  os::ProcessSpec sleeper;
+  sleeper.argv = {"sleep", "1000"};
+  os::DirectSpawner real;
+  OciRuntime over_real(real, lab.gate, lab.config);
+  const auto begun = lab.run(real.spawn("c1/-/create/0", sleeper));
+  REQUIRE(begun);
+  CHECK(lab.run(abandon(over_real)));
+  CHECK(os::pidfd_exited(begun->pidfd.get()));
+  CHECK(lab.run(real.find("c1/-/create/0")).error().code == Code::kNotFound);
+}
+
+TEST_CASE("oci runtime: runs of one verb are counted until the container is forgotten") {
+  Lab lab;
+  OciRuntime runtime(lab.spawner, lab.gate, lab.config);
+  const auto remove_c1 = [&] { return lab.run(runtime.remove("c1", lab.log(), false)); };
+  REQUIRE(remove_c1());
+  REQUIRE(remove_c1());
+  runtime.forget("c1");
+  REQUIRE(remove_c1());
+  std::vector<std::string> keys;
+  for (const auto& spawned : lab.spawner.spawned()) keys.push_back(spawned.key);
+  CHECK(keys == std::vector<std::string>{"c1/-/delete/0", "c1/-/delete/1", "c1/-/delete/0"});
+}
+
 TEST_CASE("oci runtime: removing what the runtime does not know is success") {
   Lab lab;
   OciRuntime runtime(lab.spawner, lab.gate, lab.config);
@@ -295,7 +395,7 @@ TEST_CASE("oci runtime: no more run at once than the gate lets through") {
   spawn_root(lab.io.get_executor(), keep(runtime.start("b", lab.dir() + "/b.log"), second));
   lab.io.poll();
   CHECK(lab.spawner.spawned().size() == 1);
-  lab.spawner.end("a/init/start/0", os::ExitStatus{});
+  lab.spawner.end("a/-/start/0", os::ExitStatus{});
   lab.io.run();
   CHECK(lab.spawner.spawned().size() == 2);
   REQUIRE((first && second));
@@ -316,7 +416,7 @@ TEST_CASE("oci runtime: a started runtime is waited for, also when the call is c
   group.cancel();
   lab.io.poll();
   CHECK_FALSE(out);
-  lab.spawner.end("a/init/start/0", os::ExitStatus{});
+  lab.spawner.end("a/-/start/0", os::ExitStatus{});
   lab.io.run();
   REQUIRE(out);
   CHECK(*out);

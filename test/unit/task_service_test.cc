@@ -11,89 +11,17 @@
 #include "containerd/runc/v1/options.pb.h"
 #include "containerd/task/v3/task.pb.h"
 #include "kuasar/state/v1/state.pb.h"
-#include "support/fake_driver.h"
-#include "support/io_fixture.h"
 #include "task/any.h"
+#include "unit/task_fixture.h"
 
 namespace kuasar::task {
 namespace {
 
 using namespace std::chrono_literals;
 using Record = state::v1::ContainerState;
-
-constexpr const char* kSpec = R"({"ociVersion":"1.2.0","root":{"path":"rootfs"},"linux":{}})";
-
-/// A TaskService over fakes, and bundles in a temporary directory.
-struct Fixture {
-  test::IoFixture io;
-  BlockingPool pool{1};
-  test::FakeDriver driver;
-  test::FakePods pods;
-  test::RecordingSink sink;
-  TaskService service{io.executor(), pool, driver, pods, sink};
-  std::filesystem::path dir;
-  std::shared_ptr<ttrpc::Peer> peer = std::make_shared<ttrpc::Peer>(1);
-
-  Fixture() {
-    char name[] = "/tmp/kuasar-task-XXXXXX";
-    dir = ::mkdtemp(name);
-  }
-  ~Fixture() {
-    peer->closed_event().set();
-    io.run(service.stop());
-    std::filesystem::remove_all(dir);
-  }
-
-  ttrpc::CallContext context() {
-    ttrpc::CallContext context;
-    context.peer = peer;
-    return context;
-  }
-  api::CreateTaskRequest create_request(const std::string& id, const std::string& sandbox = "p1") {
-    const std::filesystem::path bundle = dir / id;
-    std::filesystem::create_directories(bundle / "rootfs");
-    REQUIRE(write_file(bundle / "config.json", kSpec));
-    REQUIRE(write_file(bundle / "sandbox", sandbox));
-    api::CreateTaskRequest request;
-    request.set_id(id);
-    request.set_bundle(bundle.native());
-    return request;
-  }
-  Result<api::CreateTaskResponse> create(const std::string& id, const std::string& pod = "p1") {
-    return io.run(service.create(create_request(id, pod), context()));
-  }
-  template <typename Request>
-  static Request about(const std::string& id) {
-    Request request;
-    request.set_id(id);
-    return request;
-  }
-  Result<api::StartResponse> start(const std::string& id) {
-    return io.run(service.start(about<api::StartRequest>(id), context()));
-  }
-  Result<api::StateResponse> state(const std::string& id) {
-    return io.run(service.state(about<api::StateRequest>(id), context()));
-  }
-  Result<api::WaitResponse> wait(const std::string& id) {
-    return io.run(service.wait(about<api::WaitRequest>(id), context()));
-  }
-  Result<api::DeleteResponse> remove(const std::string& id) {
-    return io.run(service.remove(about<api::DeleteRequest>(id), context()));
-  }
-  Result<google::protobuf::Empty> kill(const std::string& id, std::uint32_t signal,
-                                       bool all = false) {
-    api::KillRequest request;
-    request.set_id(id);
-    request.set_signal(signal);
-    request.set_all(all);
-    return io.run(service.kill(std::move(request), context()));
-  }
-};
-
-template <typename T>
-Code code_of(const Result<T>& result) {
-  return result ? Code::kOk : result.error().code;
-}
+using Fixture = test::TaskFixture;
+using test::about;
+using test::code_of;
 
 TEST_CASE_METHOD(Fixture, "task: a life from create to delete, events in order") {
   REQUIRE(create("c1"));
@@ -179,8 +107,6 @@ TEST_CASE_METHOD(Fixture, "task: what is not supported is refused by the field's
     void (*set)(api::CreateTaskRequest&);
   };
   const Case cases[] = {
-      {"terminal", [](api::CreateTaskRequest& r) { r.set_terminal(true); }},
-      {"stdin", [](api::CreateTaskRequest& r) { r.set_stdin("/run/fifo"); }},
       {"checkpoint", [](api::CreateTaskRequest& r) { r.set_checkpoint("/x"); }},
       {"options.BinaryName",
        [](api::CreateTaskRequest& r) {

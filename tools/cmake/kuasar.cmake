@@ -40,6 +40,10 @@ else()
   endif()
 endif()
 
+if(KUASAR_FAILPOINTS)
+  add_compile_definitions(KUASAR_FAILPOINTS)
+endif()
+
 set(KUASAR_WARNINGS -Wall -Wextra -Wshadow -Werror)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # Three that g++ 12 gets wrong when it optimises: the coroutine frames that Boost.Asio recycles,

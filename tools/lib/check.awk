@@ -6,11 +6,12 @@ BEGIN {
   may["base"] = " base "
   may["async"] = " base async "
   may["os"] = " base async os "
+  may["keeper"] = " base async os keeper "
   may["oci"] = " base async os oci "
   may["ttrpc"] = " base async ttrpc "
-  may["task"] = " base async os oci ttrpc task "
-  may["sandbox"] = " base async os oci ttrpc task sandbox "
-  may["daemon"] = " base async os oci ttrpc task sandbox daemon "
+  may["task"] = " base async os keeper oci ttrpc task "
+  may["sandbox"] = " base async os keeper oci ttrpc task sandbox "
+  may["daemon"] = " base async os keeper oci ttrpc task sandbox daemon "
   max_lines = 600
   max_columns = 100
   max_grpc_files = 2
@@ -60,10 +61,12 @@ function check_include(name, quoted, top, n) {
   }
   if (name ~ /^linux\// || name == "sys/mount.h" || name == "sched.h" ||
       name == "sys/syscall.h" || name == "sys/prctl.h") {
-    if (layer != "os" && !in_test && file !~ /^runc-sandboxer\/pid_init/)
+    if (layer != "os" && !in_test && file !~ /^runc-sandboxer\/pid_init/ &&
+        file !~ /^common\/keeper\/exe\//)
       report("kernel-include", "<" name "> only in common/os, the pod's init and tests")
   }
-  if (name ~ /\.pb\.h$/ && (layer == "base" || layer == "async" || layer == "os" || layer == "oci"))
+  if (name ~ /\.pb\.h$/ && (layer == "base" || layer == "async" || layer == "os" || layer == "keeper" ||
+                              layer == "oci"))
     report("layer-include", "common/" layer " must not know protobuf: " name)
   if (layer == "base" && name ~ /^boost\//)
     report("layer-include", "common/base must not include Boost: " name)
@@ -115,7 +118,7 @@ code ~ /asio::detached/ && layer != "async" && !in_test {
   report("detached", "no detached coroutine: TaskGroup::spawn")
 }
 code ~ /(^|[^A-Za-z0-9_.>])fork[ \t]*\(\)/ && file != "common/os/spawn.cc" && !in_test &&
-file !~ /^runc-sandboxer\/pid_init/ {
+file !~ /^runc-sandboxer\/pid_init/ && file !~ /^common\/keeper\/exe\// {
   report("fork", "never fork a threaded process: os/spawn.h")
 }
 code ~ /(^|[^A-Za-z0-9_.>])(system|popen)[ \t]*\(/ && !in_test {

@@ -131,14 +131,14 @@ check_plant() {
   local pairs=(
     'base async/task.h' 'async os/spawn.h' 'os oci/spec.h' 'oci ttrpc/frame.h' 'ttrpc oci/spec.h'
     'ttrpc os/mount.h' 'task sandbox/manager.h' 'sandbox daemon/args.h' 'os ttrpc/ttrpc.pb.h'
-    'base boost/asio.hpp'
+    'base boost/asio.hpp' 'keeper ttrpc/frame.h' 'os keeper/wire.h' 'oci keeper/client.h'
   )
   for number in "${!pairs[@]}"; do
     layer=${pairs[number]%% *}
     plant "common/$layer/planted_$number.h" layer-include 3 \
       "$once#include \"${pairs[number]#* }\""
   done
-  local links=('base kuasar_async' 'async kuasar_os' 'os kuasar_oci' 'oci kuasar_ttrpc'
+  local links=('keeper kuasar_ttrpc' 'base kuasar_async' 'async kuasar_os' 'os kuasar_oci' 'oci kuasar_ttrpc'
     'ttrpc kuasar_oci' 'task kuasar_sandbox' 'sandbox kuasar_daemon' 'daemon gRPC::grpc++')
   for number in "${!links[@]}"; do
     layer=${links[number]%% *}

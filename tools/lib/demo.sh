@@ -28,7 +28,7 @@ demo_main() {
   (($# == 0)) || die "demo: unknown option '$1'; tools/dev demo --help says more"
   [[ $(id -u) == 0 ]] || die "demo needs root: it makes namespaces, mounts and cgroups"
   setup_all
-  build_preset release runc-sandboxer kuasar-pid-init kuasar_demo
+  build_preset release runc-sandboxer kuasar-pid-init kuasar-keeper kuasar_demo
 
   start=$(now_ms)
   run_logged "$KUASAR_CACHE/log/install.log" \

@@ -1,0 +1,11 @@
+#pragma once
+
+#include "async/task.h"
+
+namespace kuasar::os {
+
+/// True when the process of the pidfd has ended (it may be a zombie), false when the coroutine was
+/// cancelled before. Waits on a duplicate: the caller may close its own meanwhile.
+Task<bool> pidfd_wait(int pidfd);
+
+}  // namespace kuasar::os

@@ -1,0 +1,225 @@
+#include <fmt/format.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "e2e/table.h"
+#include "support/wait.h"
+
+// Exec through CRI's ExecSync, and standard output as the workload sees it.
+
+namespace kuasar::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Catch::Matchers::ContainsSubstring;
+using Clock = std::chrono::steady_clock;
+
+cri::ExecSyncResponse exec(Case& e, const Container& container,
+                           const std::vector<std::string>& command, int timeout = 0) {
+  const auto answer = e.cri().exec_sync(container.id, command, timeout);
+  INFO("ExecSync: " << (answer ? "" : answer.error().message));
+  REQUIRE(answer.has_value());
+  return *answer;
+}
+
+cri::ExecSyncResponse shell_in(Case& e, const Container& container, const std::string& script) {
+  return exec(e, container, {"sh", "-c", script});
+}
+
+// Nothing of an exec stays in the container's directory.
+void check_no_files(Case& e, const Pod& pod, const Container& container) {
+  if (!e.ours()) return;
+  const fs::path dir = e.lab().dir() / "sandboxes" / pod.id / "containers" / container.id;
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    CHECK_FALSE(entry.path().filename().string().starts_with("exec-"));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("exec: exit codes, and output by stream", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    const auto answer = shell_in(e, container, "echo out; echo err >&2; echo end; exit 7");
+    CHECK(answer.exit_code() == 7);
+    CHECK(answer.stdout() == "out\nend\n");
+    CHECK(answer.stderr() == "err\n");
+    CHECK(shell_in(e, container, "true").exit_code() == 0);
+    CHECK(shell_in(e, container, "kill -15 $$; sleep 5").exit_code() == 143);
+    CHECK(shell_in(e, container, "kill -9 $$; sleep 5").exit_code() == 137);
+    // Its standard input is empty.
+    CHECK(shell_in(e, container, "cat; echo $?").stdout() == "0\n");
+    check_no_files(e, pod, container);
+  });
+}
+
+TEST_CASE("exec: it sees the container: files, pids, namespaces", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    CHECK(shell_in(e, container, "echo mine >/note; readlink /proc/self/ns/pid").stdout() ==
+          shell_in(e, container, "readlink /proc/1/ns/pid").stdout());
+    CHECK(shell_in(e, container, "cat /note").stdout() == "mine\n");
+    CHECK(shell_in(e, container, "tr '\\0' ' ' </proc/1/cmdline").stdout() == "sleep 3600 ");
+  });
+}
+
+TEST_CASE("exec: 8 MiB of output are complete", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    const auto answer = shell_in(
+        e, container, "dd if=/dev/zero bs=4096 count=2048 2>/dev/null | tr '\\0' x; echo end >&2");
+    CHECK(answer.exit_code() == 0);
+    CHECK(answer.stdout() == std::string(8 << 20, 'x'));
+    CHECK(answer.stderr() == "end\n");
+    // Many small writes: each takes one of a pipe's 16 slots.
+    const auto lines =
+        shell_in(e, container, "i=0; while [ $i -lt 20000 ]; do echo $i; i=$((i+1)); done");
+    std::string wanted;
+    for (int i = 0; i < 20000; ++i) wanted += fmt::format("{}\n", i);
+    CHECK(lines.stdout() == wanted);
+  });
+}
+
+TEST_CASE("exec: a missing program is named, and leaves nothing", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    const auto answer = e.cri().exec_sync(container.id, {"/no/such/program"}, 0);
+    REQUIRE_FALSE(answer.has_value());
+    CHECK_THAT(answer.error().message, ContainsSubstring("OCI runtime exec failed: "));
+    CHECK_THAT(answer.error().message, ContainsSubstring("/no/such/program"));
+    CHECK_THAT(answer.error().message, ContainsSubstring("no such file or directory"));
+    check_no_files(e, pod, container);
+  });
+}
+
+TEST_CASE("exec: a timeout kills the process", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    const auto began = Clock::now();
+    const auto answer = e.cri().exec_sync(container.id, {"sleep", "3611"}, 1);
+    REQUIRE_FALSE(answer.has_value());
+    CHECK(answer.error().code == Code::kDeadlineExceeded);
+    CHECK(Clock::now() - began < std::chrono::seconds(8));
+    CHECK(wait_until([] { return processes_with("sleep 3611").empty(); }, std::chrono::seconds(5)));
+    CHECK(e.status(container).state() == cri::CONTAINER_RUNNING);
+  });
+}
+
+TEST_CASE("T23: a background child that holds the output does not hold the exec for ever",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    e.only_ours("an exec's output that is cut 10 s after its end");
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    const auto began = Clock::now();
+    const auto answer = shell_in(e, container, "echo out; sleep 3612 & exit 3");
+    const auto took = Clock::now() - began;
+    CHECK(answer.exit_code() == 3);
+    CHECK(answer.stdout() == "out\n");
+    CHECK(took > std::chrono::seconds(9));
+    CHECK(took < std::chrono::seconds(14));
+    // The child is the container's affair.
+    CHECK(processes_with("sleep 3612").size() == 1);
+    CHECK(shell_in(e, container, "echo next").stdout() == "next\n");
+  });
+}
+
+TEST_CASE("exec: 20 at once in one container", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container container = e.sleeper(pod);
+    std::vector<std::string> out(20);
+    std::vector<int> codes(20, -1);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 20; ++i) {
+      threads.emplace_back([&, i] {
+        const auto answer = e.cri().exec_sync(
+            container.id, {"sh", "-c", fmt::format("echo number {}; exit {}", i, i)}, 0);
+        if (!answer) {
+          out[i] = answer.error().message;
+          return;
+        }
+        out[i] = answer->stdout();
+        codes[i] = answer->exit_code();
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (int i = 0; i < 20; ++i) {
+      CHECK(out[i] == fmt::format("number {}\n", i));
+      CHECK(codes[i] == i);
+    }
+    check_no_files(e, pod, container);
+  });
+}
+
+TEST_CASE("exec: a stopped or a created container runs none", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container created = e.create(pod, e.container_config({"true"}));
+    CHECK_FALSE(e.cri().exec_sync(created.id, {"true"}, 0).has_value());
+    const Container ended = e.shell(pod, "exit 0");
+    e.finish(ended);
+    CHECK_FALSE(e.cri().exec_sync(ended.id, {"true"}, 0).has_value());
+  });
+}
+
+TEST_CASE("exec: the end of the container ends what runs in it", "[e2e][table]") {
+  for (const bool shared : {false, true}) {
+    DYNAMIC_SECTION((shared ? "pid POD" : "pid CONTAINER")) {
+      run_case([shared](Case& e) {
+        cri::PodSandboxConfig config = e.pod_config();
+        if (shared) namespace_options(config)->set_pid(cri::POD);
+        const Pod pod = e.run_pod(config);
+        cri::ContainerConfig container_config =
+            e.container_config({"sh", "-c", "echo up; exec sleep 3613"});
+        if (shared) namespace_options(container_config)->set_pid(cri::POD);
+        const Container container = e.start(pod, container_config);
+        e.await_output(container, "up\n");
+        int code = -1;
+        std::thread runs([&] {
+          const auto answer = e.cri().exec_sync(container.id, {"sleep", "3614"}, 0);
+          if (answer) code = answer->exit_code();
+        });
+        const bool seen = wait_until([] { return processes_with("sleep 3614").size() == 1; },
+                                     std::chrono::seconds(10));
+        CHECK(e.cri().stop_container(container.id, 0).has_value());
+        runs.join();
+        REQUIRE(seen);
+        CHECK(code == 137);
+        CHECK(e.finish(container).status.exit_code() == 137);
+        CHECK(processes_with("sleep 3614").empty());
+      });
+    }
+  }
+}
+
+TEST_CASE("stdio: /dev/stdout can be opened by user 1000, in a container and in an exec",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const std::string script = "id -u; echo opened > /dev/stdout; echo error > /dev/stderr";
+    cri::ContainerConfig config =
+        e.container_config({"sh", "-c", script + "; echo up; exec sleep 3615"});
+    config.mutable_linux()->mutable_security_context()->mutable_run_as_user()->set_value(1000);
+    const Container container = e.start(pod, config);
+    e.await_output(container, "up\n");
+    CHECK(e.log(container).out == "1000\nopened\nup\n");
+    CHECK(e.log(container).err == "error\n");
+    const auto answer = shell_in(e, container, script);
+    CHECK(answer.stdout() == "1000\nopened\n");
+    CHECK(answer.stderr() == "error\n");
+  });
+}
+
+}  // namespace kuasar::test

@@ -1,0 +1,48 @@
+#include <catch2/catch_test_macros.hpp>
+#include <string>
+
+#include "oci/process.h"
+
+namespace kuasar::oci {
+
+TEST_CASE("oci process: what the runtime gets is what came, with the call's terminal") {
+  const auto plain = exec_process(
+      R"({"user":{"uid":5,"gid":6},"args":["sh","-c","id"],"cwd":"/tmp","rlimits":[]})", false);
+  REQUIRE(plain);
+  CHECK(*plain == R"({"user":{"uid":5,"gid":6},"args":["sh","-c","id"],"cwd":"/tmp","rlimits":[],)"
+                  R"("terminal":false})");
+  const auto tty = exec_process(R"({"terminal":false,"args":["sh"],"cwd":"/"})", true);
+  REQUIRE(tty);
+  CHECK(*tty == R"({"terminal":true,"args":["sh"],"cwd":"/"})");
+}
+
+TEST_CASE("oci process: what cannot be run is refused by its name") {
+  struct Case {
+    const char* json;
+    Code code;
+    const char* begins;
+  };
+  const Case cases[] = {
+      {"", Code::kInvalidArgument, "spec of the exec: "},
+      {"[]", Code::kInvalidArgument, "process: expected an object, found an array"},
+      {R"({"cwd":"/"})", Code::kInvalidArgument, "process.args: must not be empty"},
+      {R"({"args":[],"cwd":"/"})", Code::kInvalidArgument, "process.args: must not be empty"},
+      {R"({"args":[1],"cwd":"/"})", Code::kInvalidArgument, "process.args[0]: expected a string"},
+      {R"({"args":["a"]})", Code::kInvalidArgument, "process.cwd: \"\" is not an absolute path"},
+      {R"({"args":["a"],"cwd":"tmp"})", Code::kInvalidArgument, "process.cwd: \"tmp\""},
+      {R"({"args":["a"],"cwd":"/","magic":1})", Code::kUnimplemented, "process.magic: not"},
+      {R"({"Args":["a"],"cwd":"/"})", Code::kInvalidArgument, "spec of the exec: process: key"},
+      {R"({"args":["a"],"cwd":"/","user":{"uid":-1}})", Code::kInvalidArgument, "process.user.uid"},
+      {R"({"args":["a"],"cwd":"/","env":"A=b"})", Code::kInvalidArgument, "process.env"},
+  };
+  for (const Case& c : cases) {
+    const auto refused = exec_process(c.json, false);
+    CAPTURE(c.json);
+    REQUIRE_FALSE(refused.has_value());
+    CHECK(refused.error().code == c.code);
+    CAPTURE(refused.error().message);
+    CHECK(refused.error().message.starts_with(c.begins));
+  }
+}
+
+}  // namespace kuasar::oci
