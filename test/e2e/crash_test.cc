@@ -151,7 +151,7 @@ TEST_CASE("T9 T27: 50 pods, kill -9 of the daemon, the keeper, and both in turn:
       const Container& container = all[static_cast<std::size_t>(i)].container;
       CAPTURE(i);
       CHECK(e.finish(container).status.exit_code() == expected_code(i));
-      check_lines(e, container, 3);
+      check_lines(e, container, 2);
     }
     remove_many(e, all);
   });
