@@ -174,7 +174,7 @@ class Demo {
     step.done("all that runs: three daemons and the containers; no pause, no shim");
     show_tree(children, lab_.containerd_pid(), "", "one per node, stock");
     show_tree(children, lab_.sandboxer_pid(), "", "one per node, for all pods");
-    show_tree(children, lab_.keeper_pid(), "", "holds what the sandboxer would lose");
+    show_tree(children, lab_.keeper_pid(), "", "keeps what it would lose");
   }
 
   void show_tree(const std::multimap<pid_t, pid_t>& children, pid_t pid, const std::string& indent,
@@ -202,7 +202,7 @@ class Demo {
     const Step step("memory");
     const pid_t daemon = lab_.sandboxer_pid();
     step.done(fmt::format(
-        "the daemon: {:.1f} MiB proportional (PSS), {:.1f} MiB private; the keeper: {:.1f} MiB",
+        "daemon {:.1f} MiB proportional (PSS), {:.1f} MiB private; keeper {:.1f} MiB (PSS)",
         mebibytes(daemon, "Pss:"), mebibytes(daemon, "Private_Dirty:"),
         mebibytes(lab_.keeper_pid(), "Pss:")));
   }
@@ -230,8 +230,8 @@ class Demo {
     if (!ready || !running || page.exit_code() != 0 || workload_pids() != before) {
       throw std::runtime_error("the pod has not survived kill -9 of " + victim);
     }
-    step.done(fmt::format("of {}, and back: READY, RUNNING, same pids ({}), \"web\" still serves",
-                          victim, before));
+    step.done(
+        fmt::format("of {}: READY, RUNNING, pids {} as before, \"web\" serves", victim, before));
   }
 
   void kill_daemon() {
@@ -292,7 +292,7 @@ void demo() {
     Step step("start");
     Lab lab(sandboxers_under_test().front());
     const auto version = need(lab.cri().version(std::chrono::seconds(10)), "Version");
-    step.done(fmt::format("{}, its keeper, containerd {}: private, with two images",
+    step.done(fmt::format("{}, keeper, containerd {}: private, with two images",
                           lab.sandboxer().name, version.runtime_version()));
     Demo(lab).run();
     step = Step("shutdown");
