@@ -2,12 +2,17 @@
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <chrono>
 #include <cstddef>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "async/event.h"
 #include "async/task.h"
@@ -19,6 +24,15 @@ namespace kuasar {
 /// state; its result comes back to the io thread.
 class BlockingPool {
  public:
+  /// Work that has not ended.
+  struct Work {
+    /// Where it was begun: "task/oci_driver.cc:80".
+    std::string_view file;
+    int line = 0;
+    std::chrono::steady_clock::time_point since;
+    std::string name() const;
+  };
+
   explicit BlockingPool(std::size_t threads = 8);
   /// Waits for what runs.
   ~BlockingPool();
@@ -27,14 +41,17 @@ class BlockingPool {
 
   /// auto work = [...] { return ...; }; co_await pool.run(std::move(work)); never cut short by
   /// cancellation. The lambda has a name of its own because g++ 12 destroys a temporary one with
-  /// captures twice when it stands in the co_await expression (docs/COMMON_ERRORS.md).
+  /// captures twice when it stands in the co_await expression (docs/COMMON_ERRORS.md). The last
+  /// two parameters are the caller's place; nobody passes them.
   template <typename F>
-  Task<std::invoke_result_t<F>> run(F work) {
+  Task<std::invoke_result_t<F>> run(F work, const char* file = __builtin_FILE(),
+                                    int line = __builtin_LINE()) {
     using T = std::invoke_result_t<F>;
     struct State {
       std::optional<T> result;
       Event done;
     };
+    const auto place = begun_.insert(begun_.end(), {file, line, std::chrono::steady_clock::now()});
     auto state = std::make_shared<State>();
     asio::any_io_executor home = co_await asio::this_coro::executor;
     submit([state, home, work = std::move(work)]() mutable {
@@ -42,8 +59,13 @@ class BlockingPool {
       asio::post(home, [state = std::move(state)] { state->done.set(); });
     });
     while (!state->done.is_set()) co_await state->done.wait();
+    begun_.erase(place);
     co_return std::move(*state->result);
   }
+
+  /// What has not ended `age` after its beginning, waiting for a thread included; oldest first. For
+  /// the io thread.
+  std::vector<Work> older_than(std::chrono::nanoseconds age) const;
 
  private:
   template <typename F>
@@ -51,6 +73,8 @@ class BlockingPool {
     asio::post(threads_, std::move(work));
   }
 
+  /// Of the io thread.
+  std::list<Work> begun_;
   asio::thread_pool threads_;
 };
 

@@ -5,11 +5,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 
+#include "base/log_entry.h"
 #include "base/unique_fd.h"
 
 namespace kuasar::log {
@@ -26,26 +26,9 @@ State& state() {
   return instance;
 }
 
-const char* label(Level level) {
-  switch (level) {
-    case Level::kError: return "ERROR";
-    case Level::kWarning: return "WARN ";
-    case Level::kInfo: return "INFO ";
-    case Level::kDebug: return "DEBUG";
-    case Level::kTrace: return "TRACE";
-  }
-  return "INFO ";
-}
-
-// stderr is the journal when JOURNAL_STREAM names its device and inode (systemd.exec(5)).
 bool stderr_is_journal() {
-  const char* stream = std::getenv("JOURNAL_STREAM");
-  if (stream == nullptr) return false;
-  unsigned long long device = 0;
-  unsigned long long inode = 0;
-  if (std::sscanf(stream, "%llu:%llu", &device, &inode) != 2) return false;
-  struct stat st {};
-  return ::fstat(STDERR_FILENO, &st) == 0 && st.st_dev == device && st.st_ino == inode;
+  struct stat file {};
+  return ::fstat(STDERR_FILENO, &file) == 0 && names_stream(std::getenv("JOURNAL_STREAM"), file);
 }
 
 UniqueFd connect_journal() {
@@ -56,47 +39,6 @@ UniqueFd connect_journal() {
   std::strncpy(address.sun_path, "/run/systemd/journal/socket", sizeof address.sun_path - 1);
   if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return {};
   return fd;
-}
-
-// One line stays one line, whatever a message quotes.
-std::string escaped(std::string_view text) {
-  std::string out;
-  out.reserve(text.size());
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte == '\n') {
-      out += "\\n";
-    } else if (byte < 0x20 || byte == 0x7f) {
-      out += fmt::format("\\x{:02x}", byte);
-    } else {
-      out += c;
-    }
-  }
-  return out;
-}
-
-std::string journal_entry(Level level, const About& about, const std::string& text) {
-  const int priority = level == Level::kTrace ? 7 : static_cast<int>(level);
-  std::string entry =
-      fmt::format("PRIORITY={}\nSYSLOG_IDENTIFIER={}\n", priority, state().identifier);
-  if (!about.sandbox.empty()) entry += fmt::format("KUASAR_SANDBOX={}\n", escaped(about.sandbox));
-  if (!about.container.empty()) {
-    entry += fmt::format("KUASAR_CONTAINER={}\n", escaped(about.container));
-  }
-  return entry + fmt::format("MESSAGE={}\n", text);
-}
-
-std::string text_entry(Level level, const About& about, const std::string& text) {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  tm utc{};
-  ::gmtime_r(&now.tv_sec, &utc);
-  char time[32];
-  std::strftime(time, sizeof time, "%Y-%m-%dT%H:%M:%S", &utc);
-  std::string entry = fmt::format("{}.{:03}Z {} ", time, now.tv_nsec / 1000000, label(level));
-  if (!about.sandbox.empty()) entry += fmt::format("[sandbox={}] ", escaped(about.sandbox));
-  if (!about.container.empty()) entry += fmt::format("[container={}] ", escaped(about.container));
-  return entry + text + "\n";
 }
 
 }  // namespace
@@ -122,12 +64,13 @@ bool enabled(Level level) {
 
 void write(Level level, const About& about, std::string_view text) {
   if (!enabled(level)) return;
-  const std::string clean = escaped(text);
   if (state().journal) {
-    const std::string entry = journal_entry(level, about, clean);
+    const std::string entry = journal_entry(level, state().identifier, about, text);
     if (::send(state().journal.get(), entry.data(), entry.size(), MSG_NOSIGNAL) >= 0) return;
   }
-  const std::string entry = text_entry(level, about, clean);
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  const std::string entry = text_entry(level, now, about, text);
   // A log that cannot be written has nowhere to complain to.
   [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, entry.data(), entry.size());
 }

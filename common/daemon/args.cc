@@ -9,7 +9,7 @@
 
 #include "base/failpoint.h"
 #include "base/version.h"
-#include "daemon/words.h"
+#include "base/words.h"
 
 namespace kuasar::daemon {
 namespace {
@@ -109,7 +109,7 @@ Result<Args> parse_args(const DaemonDefaults& defaults, const std::vector<std::s
 std::string help_text(const DaemonDefaults& defaults) {
   std::string drop_ins = defaults.config;
   if (drop_ins.ends_with(".toml")) drop_ins.resize(drop_ins.size() - 5);
-  drop_ins += ".d/*.toml";
+  drop_ins += ".d/NN-*.toml";
   return fmt::format(
       "{0} {1} - runs Kubernetes pods of the {2} kind for containerd >= 2.1\n"
       "\n"

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "daemon/words.h"
+#include "base/words.h"
 
 namespace kuasar::daemon {
 namespace {
@@ -238,6 +238,7 @@ void add_daemon_keys(ConfigTable& table, DaemonConfig& config) {
   table.add_path("dir", &config.dir);
   table.add_path("containerd", &config.containerd);
   table.add_path_or("keeper", DaemonConfig::kOwnKeeper, &config.keeper);
+  table.add_seconds("orphan_grace_secs", &config.orphan_grace, 1, 3600);
   table.add_log_level("log_level", &config.log_level);
 }
 

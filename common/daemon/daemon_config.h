@@ -27,6 +27,8 @@ struct DaemonConfig {
   /// stops with nothing left to keep.
   std::string keeper = kOwnKeeper;
   log::Level log_level = log::Level::kInfo;
+  /// A pod that containerd does not know for this long is removed.
+  std::chrono::seconds orphan_grace{30};
 
   static constexpr const char* kOwnKeeper = "own";
 };
@@ -73,7 +75,7 @@ class ConfigTable {
   std::vector<Key> keys_;
 };
 
-/// Adds the keys listen, dir, containerd, keeper and log_level.
+/// Adds the keys listen, dir, containerd, keeper, log_level and orphan_grace_secs.
 void add_daemon_keys(ConfigTable& table, DaemonConfig& config);
 
 /// Fills everything that `table` is bound to, which must hold the daemon keys and be preset with

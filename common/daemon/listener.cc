@@ -201,6 +201,13 @@ Result<UniqueFd> lock_state_dir(const std::string& file) {
                 "directory with --dir",
                 holder, file);
   }
+  struct stat locked {};
+  struct stat named {};
+  if (::fstat(fd.get(), &locked) != 0 || ::stat(file.c_str(), &named) != 0 ||
+      !same_file(locked, named)) {
+    return fail(Code::kUnavailable, "{} went away with a daemon that has just ended; start again",
+                file);
+  }
   // Only for the message above; the lock itself ends with the process.
   const std::string pid = std::to_string(::getpid()) + "\n";
   if (::ftruncate(fd.get(), 0) != 0 ||

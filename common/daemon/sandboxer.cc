@@ -1,6 +1,7 @@
 #include "daemon/sandboxer.h"
 
 #include <fmt/core.h>
+#include <malloc.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -13,8 +14,11 @@
 
 #include "async/task_group.h"
 #include "base/failpoint.h"
+#include "base/helper.h"
 #include "base/log.h"
 #include "base/version.h"
+#include "daemon/ctl_health.h"
+#include "daemon/ctl_service.h"
 #include "daemon/listener.h"
 #include "daemon/notify.h"
 #include "daemon/task_connections.h"
@@ -22,7 +26,9 @@
 #include "keeper/keeper_spawner.h"
 #include "os/spawn.h"
 #include "sandbox/controller_server.h"
+#include "sandbox/orphan_collector.h"
 #include "sandbox/sandbox_manager.h"
+#include "sandbox/sandbox_store.h"
 #include "sandbox/state_store.h"
 #include "task/events.h"
 #include "task/task_service.h"
@@ -55,18 +61,24 @@ struct Keeping {
 /// Everything that lives as long as the daemon serves, built from the bottom up.
 class Service {
  public:
-  Service(asio::any_io_executor io, const DaemonConfig& config, sandbox::StateStore& store,
-          Engine& engine, BlockingPool& pool, keeper::KeeperSpawner& spawner, Keeping& keeping)
+  Service(asio::any_io_executor io, const DaemonDefaults& defaults, const DaemonConfig& config,
+          sandbox::StateStore& store, Engine& engine, BlockingPool& pool,
+          keeper::KeeperSpawner& spawner, Keeping& keeping)
       : spawner_(spawner),
         keeping_(keeping),
         publisher_(task::EventPublisher::Options{.address = config.containerd + ".ttrpc"}),
         manager_(io, pool, store, *engine.factory),
+        sandboxes_of_containerd_(sandbox::containerd_store(io, config.containerd)),
+        orphans_(manager_, *sandboxes_of_containerd_, config.orphan_grace),
         tasks_(io, pool, *engine.driver, manager_, publisher_, *keeping.client,
                store.paths().consoles().native()),
         task_server_(io),
         connections_(*keeping.client, task_server_, store.paths().journals()),
         controller_(io, manager_, pool, "ttrpc+unix://" + store.paths().task_socket().native()),
+        ctl_(io, {pool, store, manager_, tasks_,
+                  describe_daemon(defaults.name, config, *keeping.client, publisher_)}),
         group_(io),
+        collectors_(io),
         keepers_(io) {
     manager_.set_tasks(tasks_);
     tasks_.serve_on(task_server_);
@@ -74,7 +86,6 @@ class Service {
 
   Task<Result<>> run(asio::signal_set& signals) {
     keepers_.spawn(keeping_.client->run());
-    keepers_.spawn(spawner_.reap_strays());
     Result<> begun = co_await begin();
     if (!begun) {
       co_await stop();
@@ -95,10 +106,16 @@ class Service {
   Task<Result<>> begin() {
     CO_CHECK(co_await manager_.recover());
     group_.spawn(publisher_.run());
-    CO_CHECK(connections_.begin(keeping_.sockets.tasks.fd()));
+    CO_TRY(const task::HeldConnections held, connections_.begin(keeping_.sockets.tasks.fd()));
+    tasks_.connections_are_back(held);
+    keepers_.spawn(spawner_.reap_strays());
     keepers_.spawn(spawner_.forget_unclaimed());
     group_.spawn(tasks_.sweep());
+    collectors_.spawn(orphans_.run());
     group_.spawn(controller_.serve(keeping_.sockets.controller.take_fd()));
+    if (Result<> served = ctl_.begin(); !served) {
+      log::warning({}, "kuasar-ctl is not served: {}", served.error().message);
+    }
     co_return Result<>();
   }
 
@@ -107,10 +124,13 @@ class Service {
   // run has ended: from its end until the next daemon's first accept containerd's calls wait in
   // the socket's backlog (T27).
   Task<> stop() {
+    co_await ctl_.stop();
     connections_.end();
+    orphans_.stop();
     co_await task_server_.stop(kFinishTimeout);
     manager_.begin_stop();
     co_await controller_.stop();
+    co_await collectors_.join();
     co_await tasks_.quiesce(kFinishTimeout);
     co_await tasks_.stop();
     co_await manager_.stop_watching();
@@ -125,11 +145,16 @@ class Service {
   Keeping& keeping_;
   task::EventPublisher publisher_;
   sandbox::SandboxManager manager_;
+  std::unique_ptr<sandbox::SandboxStore> sandboxes_of_containerd_;
+  sandbox::OrphanCollector orphans_;
   task::TaskService tasks_;
   ttrpc::Server task_server_;
   TaskConnections connections_;
   sandbox::ControllerServer controller_;
+  CtlService ctl_;
   TaskGroup group_;
+  /// They remove pods: ended before what that needs.
+  TaskGroup collectors_;
   /// Run until everything else has ended.
   TaskGroup keepers_;
 };
@@ -161,15 +186,16 @@ Result<Sockets> take_sockets(keeper::KeeperClient& keeper, const std::string& li
 
 // With nothing left that a later daemon would have to know, our own keeper goes too, and the
 // sockets with it: a client is better refused than kept waiting for a daemon that nobody starts
-// again.
+// again. Task connections are nothing to keep where no pod is: they can only be told NOT_FOUND.
 bool end_keeper(keeper::KeeperClient& client, const sandbox::StatePaths& paths) {
   std::error_code ec;
-  if (!client.held("task/").empty() || !std::filesystem::is_empty(paths.sandboxes(), ec) || ec) {
+  if (!std::filesystem::is_empty(paths.sandboxes(), ec) || ec) return false;
+  if (const Result<> ended = client.quit(); !ended) {
+    log::info({}, "the keeper stays: {}", ended.error().message);
     return false;
   }
-  const Result<> ended = client.quit();
-  if (!ended) log::info({}, "the keeper stays: {}", ended.error().message);
-  return ended.has_value();
+  std::filesystem::remove_all(paths.journals(), ec);
+  return true;
 }
 
 Result<Keeping> begin_keeping(asio::any_io_executor io, const DaemonConfig& config,
@@ -198,15 +224,9 @@ void end_keeping(Keeping& keeping, const sandbox::StatePaths& paths) {
   keeping.sockets.tasks.keep_file();
 }
 
-Result<> serve(const DaemonConfig& config, const DaemonDefaults& defaults,
-               const MakeEngine& make_engine) {
-  asio::io_context io(1);
-  // Before anybody can see a socket of ours: from then on SIGTERM means a clean end.
-  asio::signal_set signals(io, SIGTERM, SIGINT);
-  CHECK_OK(os::raise_file_limit());
-  CHECK_OK(sandbox::prepare_state_dir(config.dir));
-  const sandbox::StatePaths paths(config.dir);
-  TRY(const UniqueFd lock, lock_state_dir(paths.lock()));
+Result<> serve_state(asio::io_context& io, asio::signal_set& signals, const DaemonConfig& config,
+                     const DaemonDefaults& defaults, const sandbox::StatePaths& paths,
+                     const MakeEngine& make_engine) {
   TRY(sandbox::StateStore store, sandbox::StateStore::open(config.dir));
   TRY(Keeping keeping, begin_keeping(io.get_executor(), config, paths));
   log::info({}, "{} {} listens on {}, state in {}", defaults.name, version(), config.listen,
@@ -216,10 +236,10 @@ Result<> serve(const DaemonConfig& config, const DaemonDefaults& defaults,
 
   BlockingPool pool;
   keeper::KeeperSpawner spawner(*keeping.client);
-  Parts parts{pool, spawner, store.paths()};
+  Parts parts{pool, spawner, *keeping.client, store.paths()};
   Result<> result;
   if (Result<Engine> engine = make_engine(parts)) {
-    Service service(io.get_executor(), config, store, *engine, pool, spawner, keeping);
+    Service service(io.get_executor(), defaults, config, store, *engine, pool, spawner, keeping);
     spawn_root(io.get_executor(), run_service(service, signals, result));
     io.run();
   } else {
@@ -227,6 +247,20 @@ Result<> serve(const DaemonConfig& config, const DaemonDefaults& defaults,
   }
   end_keeping(keeping, store.paths());
   return result;
+}
+
+Result<> serve(const DaemonConfig& config, const DaemonDefaults& defaults,
+               const MakeEngine& make_engine) {
+  asio::io_context io(1);
+  // Before anybody can see a socket of ours: from then on SIGTERM means a clean end.
+  asio::signal_set signals(io, SIGTERM, SIGINT);
+  CHECK_OK(os::raise_file_limit());
+  CHECK_OK(sandbox::prepare_state_dir(config.dir));
+  const sandbox::StatePaths paths(config.dir);
+  TRY(const UniqueFd lock, lock_state_dir(paths.lock()));
+  Result<> served = serve_state(io, signals, config, defaults, paths, make_engine);
+  sandbox::release_state_dir(paths);
+  return served;
 }
 
 int refuse(const DaemonDefaults& defaults, const Error& error) {
@@ -260,6 +294,10 @@ int run_main(int argc, char** argv, const DaemonDefaults& defaults, const Daemon
   }
   ::umask(022);
   ::signal(SIGPIPE, SIG_IGN);
+  // Memory is for pods. One thread does nearly all the work: an arena for each of the others would
+  // only keep what a burst of pods left in it.
+  ::mallopt(M_ARENA_MAX, 1);
+  ::mallopt(M_TRIM_THRESHOLD, 128 << 10);
   if (Result<> served = serve(config, defaults, make_engine); !served) {
     log::error({}, "{}", served.error().message);
     return 1;
@@ -278,21 +316,6 @@ int sandboxer_main(int argc, char** argv, const DaemonDefaults& defaults,
     fmt::print(stderr, "{}: {}\n", defaults.name, e.what());
     return 1;
   }
-}
-
-Result<std::string> find_helper(const std::string& name) {
-  std::error_code ec;
-  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", ec);
-  if (ec) return fail(Error::from_errno_value(ec.value(), "readlink", "/proc/self/exe"));
-  const std::filesystem::path bin = self.parent_path();
-  for (const std::filesystem::path& candidate :
-       {bin / name, bin.parent_path() / "libexec" / "kuasar" / name}) {
-    if (::access(candidate.c_str(), X_OK) == 0) return candidate.native();
-  }
-  return fail(Code::kNotFound,
-              "{} is neither beside {} nor in ../libexec/kuasar: install the suite "
-              "whole",
-              name, self.native());
 }
 
 }  // namespace kuasar::daemon

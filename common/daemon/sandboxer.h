@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "daemon/args.h"
 #include "daemon/daemon_config.h"
+#include "os/fd_holder.h"
 #include "os/spawner.h"
 #include "sandbox/sandbox.h"
 #include "sandbox/state_paths.h"
@@ -20,6 +21,7 @@ namespace kuasar::daemon {
 struct Parts {
   BlockingPool& pool;
   os::Spawner& spawner;
+  os::FdHolder& holder;
   sandbox::StatePaths paths;
 };
 
@@ -39,9 +41,5 @@ using MakeEngine = std::function<Result<Engine>(Parts& parts)>;
 int sandboxer_main(int argc, char** argv, const DaemonDefaults& defaults,
                    const DaemonConfig& config, const ConfigTable& table,
                    const MakeEngine& make_engine);
-
-/// The path of a helper executable of ours: beside this executable (build tree), else in
-/// ../libexec/kuasar/ from there (installed).
-Result<std::string> find_helper(const std::string& name);
 
 }  // namespace kuasar::daemon

@@ -1,13 +1,13 @@
 #include "daemon/task_connections.h"
 
-#include <poll.h>
+#include <sys/socket.h>
 
 #include <system_error>
 #include <utility>
 
 #include "base/files.h"
 #include "base/log.h"
-#include "ttrpc/file_journal.h"
+#include "os/pidfd.h"
 
 namespace kuasar::daemon {
 namespace {
@@ -15,10 +15,15 @@ namespace {
 constexpr const char* kKind = "task";
 constexpr std::string_view kPrefix = "task/";
 
-// The peer has closed its end: whatever it asked for, nobody waits for the answer.
-bool hung_up(int fd) {
-  pollfd entry{fd, POLLRDHUP, 0};
-  return ::poll(&entry, 1, 0) == 1 && (entry.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+// The pid is of the time of connect(2): whose connection is still open afterwards had it when we
+// looked.
+ttrpc::PeerProcess process_of(int connection) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (::getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return {};
+  const Result<unsigned long long> start = os::process_start_time(peer.pid);
+  if (!start || ttrpc::hung_up(connection)) return {};
+  return {peer.pid, *start};
 }
 
 }  // namespace
@@ -27,27 +32,31 @@ TaskConnections::TaskConnections(keeper::KeeperClient& keeper, ttrpc::Server& se
                                  std::filesystem::path journals)
     : keeper_(keeper), server_(server), journals_(std::move(journals)) {}
 
-Result<> TaskConnections::begin(int listener) {
+Result<task::HeldConnections> TaskConnections::begin(int listener) {
   CHECK_OK(make_dir(journals_));
-  keeper_.on_accept([this](std::string name, UniqueFd fd) { serve(name, std::move(fd), false); });
+  keeper_.on_accept([this](std::string name, UniqueFd fd) { serve(name, std::move(fd)); });
+  task::HeldConnections held;
   for (const std::string& name : keeper_.held(kPrefix)) {
     TRY(UniqueFd fd, keeper_.get(name));
-    serve(name, std::move(fd), true);
+    const std::uint64_t id = ttrpc::connection_id(fd.get()).value_or(0);
+    if (ttrpc::hung_up(fd.get())) {
+      held[id] = nullptr;
+      discard(name, open_journal(name));
+    } else if (std::shared_ptr<ttrpc::Peer> peer = serve(name, std::move(fd))) {
+      held[id] = std::move(peer);
+    }
   }
   remove_orphaned_journals();
-  return keeper_.accept(kKind, listener);
+  CHECK_OK(keeper_.accept(kKind, listener));
+  return held;
 }
 
 void TaskConnections::end() {
   keeper_.on_accept({});
 }
 
-std::filesystem::path TaskConnections::journal_of(const std::string& name) const {
-  return journals_ / name.substr(kPrefix.size());
-}
-
-void TaskConnections::serve(const std::string& name, UniqueFd connection, bool inherited) {
-  auto journal = ttrpc::FileJournal::open(journal_of(name), [this, name] { keeper_.drop(name); });
+std::shared_ptr<ttrpc::Peer> TaskConnections::serve(const std::string& name, UniqueFd connection) {
+  JournalResult journal = open_journal(name);
   std::string why;
   if (!journal) {
     why = journal.error().message;
@@ -59,10 +68,19 @@ void TaskConnections::serve(const std::string& name, UniqueFd connection, bool i
                "task connection {} cannot be continued and is closed: {}; containerd gives its "
                "container up",
                name, why);
-  } else if (!inherited || !hung_up(connection.get())) {
-    server_.adopt(std::move(connection), std::move(*journal));
-    return;
+    discard(name, std::move(journal));
+    return nullptr;
   }
+  const ttrpc::PeerProcess process = process_of(connection.get());
+  return server_.adopt(std::move(connection), std::move(*journal), process);
+}
+
+TaskConnections::JournalResult TaskConnections::open_journal(const std::string& name) {
+  return ttrpc::FileJournal::open(journals_ / name.substr(kPrefix.size()),
+                                  [this, name] { keeper_.drop(name); });
+}
+
+void TaskConnections::discard(const std::string& name, JournalResult journal) {
   if (journal) {
     (*journal)->discard();
   } else {

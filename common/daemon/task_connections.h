@@ -1,11 +1,14 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "base/error.h"
 #include "base/unique_fd.h"
 #include "keeper/client.h"
+#include "task/task_service.h"
+#include "ttrpc/file_journal.h"
 #include "ttrpc/server.h"
 
 namespace kuasar::daemon {
@@ -19,15 +22,21 @@ class TaskConnections {
                   std::filesystem::path journals);
 
   /// Takes over the connections that an earlier daemon served (their unanswered requests run now:
-  /// recovery must be over), then those that the keeper accepts on `listener`.
-  Result<> begin(int listener);
+  /// recovery must be over), then those that the keeper accepts on `listener`. Returns the former,
+  /// for TaskService::connections_are_back().
+  Result<task::HeldConnections> begin(int listener);
   /// No more are taken; those that come are held until the next daemon asks.
   void end();
 
  private:
-  void serve(const std::string& name, UniqueFd connection, bool inherited);
+  using JournalResult = Result<std::unique_ptr<ttrpc::FileJournal>>;
+
+  /// nullptr when it had to be closed.
+  std::shared_ptr<ttrpc::Peer> serve(const std::string& name, UniqueFd connection);
+  /// The journal keeps the connection in the keeper until it is discarded.
+  JournalResult open_journal(const std::string& name);
+  void discard(const std::string& name, JournalResult journal);
   void remove_orphaned_journals() const;
-  std::filesystem::path journal_of(const std::string& name) const;
 
   keeper::KeeperClient& keeper_;
   ttrpc::Server& server_;

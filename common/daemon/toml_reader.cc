@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <iterator>
 #include <sstream>
+#include <string_view>
 #include <system_error>
 #include <toml.hpp>
 
@@ -88,6 +89,12 @@ void flatten(const toml::value& value, const std::vector<std::string>& path,
   entries.push_back(std::move(entry));
 }
 
+// Two digits and '-' at its beginning: only with them is the order of the files what it looks like.
+bool is_numbered(std::string_view name) {
+  const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+  return name.size() > 3 && digit(name[0]) && digit(name[1]) && name[2] == '-';
+}
+
 Result<std::vector<std::filesystem::path>> drop_ins(const std::filesystem::path& dir) {
   std::vector<std::filesystem::path> files;
   std::error_code ec;
@@ -95,7 +102,14 @@ Result<std::vector<std::filesystem::path>> drop_ins(const std::filesystem::path&
   if (ec == std::errc::no_such_file_or_directory) return files;
   for (; !ec && it != std::filesystem::directory_iterator(); it.increment(ec)) {
     const std::string name = it->path().filename().native();
-    if (name.ends_with(".toml") && !name.starts_with('.')) files.push_back(it->path());
+    if (!name.ends_with(".toml") || name.starts_with('.')) continue;
+    if (!is_numbered(name)) {
+      return fail(Code::kInvalidArgument,
+                  "{}: a drop-in is named NN-NAME.toml, with two digits that give the order: "
+                  "rename it, or give it another ending if it is not to be read",
+                  it->path().native());
+    }
+    files.push_back(it->path());
   }
   if (ec) return fail(Error::from_errno_value(ec.value(), "read", dir.native()));
   std::sort(files.begin(), files.end());

@@ -35,8 +35,9 @@ struct ConfigEntry {
 Result<std::vector<ConfigEntry>> parse_toml(const std::string& text, const std::string& file);
 
 /// The entries of a configuration file and of its drop-ins: /etc/kuasar/runc.toml, then
-/// /etc/kuasar/runc.d/*.toml (hidden files are not read) in byte order of their names. A missing
-/// main file is an error only if `must_exist`; a missing drop-in directory never is.
+/// /etc/kuasar/runc.d/NN-*.toml in byte order of their names. Hidden files and what does not end
+/// in .toml are passed over, any other name is kInvalidArgument. A missing main file is an error
+/// only if `must_exist`; a missing drop-in directory never is.
 Result<std::vector<ConfigEntry>> read_config_files(const std::filesystem::path& main_file,
                                                    bool must_exist);
 

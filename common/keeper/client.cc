@@ -1,7 +1,9 @@
 #include "keeper/client.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
@@ -71,7 +73,7 @@ std::optional<Incoming> KeeperClient::try_call(wire::Type type, std::string_view
     alive = read == Connection::Read::kNothing && left.count() > 0;
   }
   log::debug({}, "the keeper {} does not answer request {}", keeper_pid_, static_cast<int>(type));
-  connection_->kill();
+  connection_->end(SIGKILL);
   connection_.reset();
   return std::nullopt;
 }
@@ -99,30 +101,25 @@ void KeeperClient::absorb(Incoming message) {
     return;
   }
   UniqueFd fd = std::move(message.fds[0]);
-  if (message.header.type == wire::kListHeld) {
-    wire::HeldInfo info{};
-    message.read(info);
-    held_[message.name] = Held{std::move(fd), info.accepting != 0};
-  } else if (message.header.type == wire::kListChild) {
-    take_child(message.name, message, std::move(fd));
-  } else if (message.header.type == wire::kAccepted) {
-    if (held_.contains(message.name)) return;
-    held_[message.name] = Held{std::move(fd), false};
-    arrivals_.push_back(message.name);
-    deliver_later();
-  }
+  wire::Info info{};
+  if (message.header.type != wire::kHeld || !message.read(info)) return;
+  if (info.pid != 0) return take_child(message.name, message, std::move(fd));
+  if (held_.contains(message.name)) return;
+  held_[message.name] = Held{std::move(fd), (info.flags & wire::kAccepting) != 0};
+  arrivals_.push_back(message.name);
+  deliver_later();
   // Names of connections end in their number; what has none does not count.
   std::uint64_t number = 0;
   const char* end = message.name.data() + message.name.size();
   const auto parsed =
       std::from_chars(message.name.data() + message.name.rfind('/') + 1, end, number);
-  if (message.header.type != wire::kListChild && parsed.ec == std::errc{} && parsed.ptr == end) {
+  if (parsed.ec == std::errc{} && parsed.ptr == end) {
     next_connection_ = std::max(next_connection_, number + 1);
   }
 }
 
 Result<> KeeperClient::hold(const std::string& name, int fd) {
-  if (!wire::valid_name(name.data(), name.size())) {
+  if (!wire::valid_name(name)) {
     return fail(Code::kInvalidArgument, "no descriptor can be held as \"{}\"", name);
   }
   TRY(UniqueFd copy, duplicate(fd, name));
@@ -149,9 +146,10 @@ Result<UniqueFd> KeeperClient::get(const std::string& name) {
 Result<> KeeperClient::accept(const std::string& kind, int listening_fd) {
   TRY(UniqueFd copy, duplicate(listening_fd, kind));
   const int sent = copy.get();
-  Result<Incoming> answer = call(wire::kAccept, kind, {}, std::span(&sent, 1));
+  const std::string name = wire::kListenPrefix + kind;
+  Result<Incoming> answer = call(wire::kAccept, name, {}, std::span(&sent, 1));
   if (!answer) return fail(std::move(answer).error());
-  held_[wire::kListenPrefix + kind] = Held{std::move(copy), true};
+  held_[name] = Held{std::move(copy), true};
   return {};
 }
 
@@ -199,7 +197,7 @@ void KeeperClient::drain() {
       absorb(std::move(message));
       continue;
     }
-    connection_->kill();
+    connection_->end(SIGKILL);
     connection_.reset();
   }
 }
@@ -230,11 +228,13 @@ Result<> KeeperClient::upgrade_if_other(const std::string& program) {
 }
 
 Result<> KeeperClient::quit() {
-  std::optional<Incoming> answer = try_call(wire::kQuit, {}, {}, {}, seconds(5));
-  // Dead is what was asked for.
-  if (answer && answer->header.error != 0) {
-    return fail(Code::kUnavailable, "the keeper does not end: {}", answer->body);
+  if (!children_.empty()) {
+    return fail(Code::kUnavailable, "the keeper does not end: {} processes are still named",
+                children_.size());
   }
+  // Dead is what is asked for: without a connection it is so already.
+  if (connection_ && !connection_->end(SIGTERM)) connection_->end(SIGKILL);
+  ::unlink(options_.socket.c_str());
   connection_.reset();
   held_.clear();
   return {};

@@ -34,7 +34,7 @@ class KeeperClient : public os::FdHolder {
   struct Child {
     pid_t pid = -1;
     UniqueFd pidfd;
-    wire::ChildInfo info{};
+    wire::Info info{};
     /// It was there before this daemon, and nobody has asked for it yet.
     bool unclaimed = false;
   };
@@ -67,7 +67,7 @@ class KeeperClient : public os::FdHolder {
   Result<> upgrade(const std::string& program);
   /// The same when its version is not ours.
   Result<> upgrade_if_other(const std::string& program);
-  /// Ends the keeper; kUnavailable in words while processes are named.
+  /// Ends the keeper with SIGTERM; kUnavailable in words while processes are named.
   Result<> quit();
 
   /// For KeeperSpawner; see os::Spawner.
@@ -76,6 +76,7 @@ class KeeperClient : public os::FdHolder {
   Result<os::Process> adopt(const std::string& key, pid_t pid);
   Result<os::ExitStatus> status(const std::string& key);
   void acknowledge(const std::string& key, pid_t pid);
+  /// A zombie of the keeper that no key names.
   Result<> reap(pid_t pid);
   const std::map<std::string, Child>& children() const { return children_; }
 
@@ -100,7 +101,7 @@ class KeeperClient : public os::FdHolder {
   Result<> greet();
   Result<> restore();
   bool hand_back();
-  std::optional<pid_t> spawned_unanswered(const std::string& key) const;
+  std::optional<pid_t> spawned_unanswered(const std::string& key, unsigned long long since) const;
 
   void absorb(Incoming message);
   void take_child(const std::string& key, Incoming& message, UniqueFd pidfd);

@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <charconv>
 #include <chrono>
@@ -11,6 +13,7 @@
 #include "base/log.h"
 #include "keeper/client.h"
 #include "os/pidfd.h"
+#include "os/process_usage.h"
 #include "os/spawn.h"
 
 namespace kuasar::keeper {
@@ -36,19 +39,16 @@ pid_t parent_of(pid_t pid) {
   return parent;
 }
 
-std::vector<pid_t> all_pids() {
-  std::vector<pid_t> pids;
-  std::error_code ec;
-  for (const auto& entry : fs::directory_iterator("/proc", ec)) {
-    const std::string name = entry.path().filename();
-    pid_t pid = 0;
-    const auto parsed = std::from_chars(name.data(), name.data() + name.size(), pid);
-    if (parsed.ec == std::errc{} && parsed.ptr == name.data() + name.size()) pids.push_back(pid);
-  }
-  return pids;
+// Now, as the start times of processes are counted (proc(5), /proc/PID/stat field 22).
+unsigned long long boot_ticks() {
+  timespec now{};
+  ::clock_gettime(CLOCK_BOOTTIME, &now);
+  const auto per_second = static_cast<unsigned long long>(::sysconf(_SC_CLK_TCK));
+  return static_cast<unsigned long long>(now.tv_sec) * per_second +
+         static_cast<unsigned long long>(now.tv_nsec) * per_second / 1000000000;
 }
 
-os::ExitStatus exit_status(const wire::ChildInfo& info) {
+os::ExitStatus exit_status(const wire::Info& info) {
   os::ExitStatus status;
   status.known = (info.flags & wire::kKnown) != 0;
   status.code = status.known ? info.code : 255;
@@ -58,7 +58,7 @@ os::ExitStatus exit_status(const wire::ChildInfo& info) {
   return status;
 }
 
-Result<SpawnArguments> arguments_of(const os::ProcessSpec& spec) {
+Result<SpawnArguments> arguments_of(const std::string& key, const os::ProcessSpec& spec) {
   if (spec.argv.empty()) return fail(Code::kInvalidArgument, "a process needs an argv");
   if (spec.fds.size() > wire::kMaxFds) {
     return fail(Code::kInternal, "too many descriptors for a child");
@@ -68,15 +68,20 @@ Result<SpawnArguments> arguments_of(const os::ProcessSpec& spec) {
   arguments.cwd = spec.cwd;
   arguments.argv = spec.argv;
   arguments.env = spec.env;
+  arguments.env.push_back(wire::kKeyVariable + key);
   wire::Spawn& fixed = arguments.fixed;
   if (spec.new_pid_namespace) fixed.flags |= wire::kNewPidNamespace;
   if (spec.new_mount_namespace) fixed.flags |= wire::kNewMountNamespace;
-  if (spec.leaves_orphans) fixed.flags |= wire::kSpawnLeavesOrphans;
-  if (const rlimit* limit = os::started_file_limit()) {
-    fixed.flags |= wire::kSetFileLimit;
-    fixed.file_limit_soft = limit->rlim_cur;
-    fixed.file_limit_hard = limit->rlim_max;
+  if (spec.leaves_orphans) fixed.flags |= wire::kLeavesOrphans;
+  // Of ours, not of the keeper's: it has raised its own.
+  rlimit limit{};
+  if (const rlimit* started = os::started_file_limit()) {
+    limit = *started;
+  } else if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    return fail_errno("getrlimit", "RLIMIT_NOFILE");
   }
+  fixed.file_limit_soft = limit.rlim_cur;
+  fixed.file_limit_hard = limit.rlim_max;
   fixed.fd_count = static_cast<std::uint32_t>(spec.fds.size());
   for (std::size_t i = 0; i < spec.fds.size(); ++i) fixed.child_fds[i] = spec.fds[i].child_fd;
   return arguments;
@@ -102,7 +107,8 @@ Result<os::Process> KeeperClient::find(const std::string& key) {
 
 // A keeper was killed between its fork and its answer, perhaps. Its child carries the key in its
 // environment, and so do the child's own children.
-std::optional<pid_t> KeeperClient::spawned_unanswered(const std::string& key) const {
+std::optional<pid_t> KeeperClient::spawned_unanswered(const std::string& key,
+                                                      unsigned long long since) const {
   const std::string variable = wire::kKeyVariable + key;
   const std::string keeper("kuasar-keeper\0--listen\0", 23);
   const auto carries = [&](pid_t pid) { return has_entry(proc_file(pid, "environ"), variable); };
@@ -112,13 +118,14 @@ std::optional<pid_t> KeeperClient::spawned_unanswered(const std::string& key) co
     // executes, it has a program but no memory to read yet (kernel threads and zombies have no
     // program). The arguments are read before the environment, so that no moment is missed.
     bool undecided = false;
-    for (const pid_t pid : all_pids()) {
+    for (const pid_t pid : os::all_pids()) {
       if (pid == keeper_pid_) continue;
       const std::string arguments = proc_file(pid, "cmdline");
       const std::string environment = proc_file(pid, "environ");
       if (has_entry(environment, variable) && !carries(parent_of(pid))) return pid;
       std::error_code ec;
       const bool executes = (arguments.empty() || environment.empty()) &&
+                            os::process_start_time(pid).value_or(0) >= since &&
                             !fs::read_symlink("/proc/" + std::to_string(pid) + "/exe", ec).empty();
       undecided = undecided || executes ||
                   (arguments.starts_with(keeper) && has_entry(arguments, options_.socket));
@@ -130,19 +137,20 @@ std::optional<pid_t> KeeperClient::spawned_unanswered(const std::string& key) co
 
 Result<os::Process> KeeperClient::spawn(const std::string& key, const os::ProcessSpec& spec) {
   if (children_.contains(key)) return find(key);
-  if (!wire::valid_name(key.data(), key.size())) {
+  if (!wire::valid_name(key)) {
     return fail(Code::kInvalidArgument, "no process can be named \"{}\"", key);
   }
-  TRY(SpawnArguments arguments, arguments_of(spec));
+  TRY(SpawnArguments arguments, arguments_of(key, spec));
   const std::string program = arguments.program;
   TRY(const std::string body, encode_spawn(std::move(arguments)));
   std::vector<int> fds;
   for (const os::FdMapping& fd : spec.fds) fds.push_back(fd.parent_fd);
   const auto once = [&] { return try_call(wire::kSpawn, key, body, fds, std::chrono::seconds(5)); };
+  const unsigned long long since = boot_ticks();
   std::optional<Incoming> answer = once();
   if (!answer) {
     CHECK_OK(restore());
-    if (const std::optional<pid_t> pid = spawned_unanswered(key)) {
+    if (const std::optional<pid_t> pid = spawned_unanswered(key, since)) {
       log::warning({}, "the keeper died while it started {}, which runs as pid {}", key, *pid);
       TRY(os::Process process, adopt(key, *pid));
       if (spec.leaves_orphans) children_[key].info.flags |= wire::kLeavesOrphans;
@@ -165,7 +173,7 @@ Result<os::Process> KeeperClient::spawn(const std::string& key, const os::Proces
 Result<os::Process> KeeperClient::adopt(const std::string& key, pid_t pid) {
   if (children_.contains(key)) return find(key);
   TRY(UniqueFd pidfd, os::pidfd_open(pid));
-  wire::ChildInfo info{};
+  wire::Info info{};
   info.pid = pid;
   const int sent = pidfd.get();
   TRY(const Incoming answer, call(wire::kAdopt, key, bytes_of(info), std::span(&sent, 1)));
@@ -206,8 +214,12 @@ void KeeperClient::acknowledge(const std::string& key, pid_t pid) {
 }
 
 Result<> KeeperClient::reap(pid_t pid) {
-  const wire::Reap body{pid};
-  CHECK_OK(call(wire::kReap, {}, bytes_of(body)));
+  TRY(const UniqueFd pidfd, os::pidfd_open(pid));
+  // Of a process whose first thread has ended, /proc says as much.
+  if (!os::pidfd_exited(pidfd.get())) return fail(Code::kUnavailable, "{} runs", pid);
+  const std::string key = "stray/" + std::to_string(pid);
+  CHECK_OK(adopt(key, pid));
+  acknowledge(key, pid);
   return {};
 }
 

@@ -130,11 +130,10 @@ bool KeeperClient::hand_back() {
     const Held& entry = held_.at(name);
     const int fd = entry.fd.get();
     const wire::Type type = entry.accepting ? wire::kAccept : wire::kHold;
-    const std::string kind = entry.accepting ? name.substr(sizeof wire::kListenPrefix - 1) : name;
-    if (!done(name, try_call(type, kind, {}, std::span(&fd, 1), seconds(5)))) return false;
+    if (!done(name, try_call(type, name, {}, std::span(&fd, 1), seconds(5)))) return false;
   }
   for (const auto& [key, child] : children_) {
-    wire::ChildInfo info{};
+    wire::Info info{};
     info.pid = child.pid;
     info.flags = child.info.flags & wire::kLeavesOrphans;
     const int fd = child.pidfd.get();

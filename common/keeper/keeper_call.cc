@@ -8,6 +8,7 @@
 
 #include <cerrno>
 
+#include "keeper/packet.h"
 #include "os/pidfd.h"
 
 namespace kuasar::keeper {
@@ -55,70 +56,40 @@ bool Connection::identify(pid_t pid) {
 bool Connection::send(wire::Type type, std::uint32_t sequence, std::string_view name,
                       std::string_view body, std::span<const int> fds) const {
   static char packet[wire::kMaxMessage];
-  wire::Header header{};
-  header.version = wire::kVersion;
-  header.type = type;
-  header.sequence = sequence;
-  const std::size_t size =
-      wire::encode(packet, header, name.data(), name.size(), body.data(), body.size());
-  iovec part{packet, size};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * wire::kMaxFds)] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  if (!fds.empty()) {
-    message.msg_control = control;
-    message.msg_controllen = CMSG_SPACE(fds.size_bytes());
-    cmsghdr* c = CMSG_FIRSTHDR(&message);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(fds.size_bytes());
-    std::memcpy(CMSG_DATA(c), fds.data(), fds.size_bytes());
-  }
+  const wire::Header header{.type = type, .sequence = sequence};
+  const std::size_t size = wire::encode(packet, header, name, body);
   for (;;) {
-    if (::sendmsg(fd_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return true;
+    if (send_packet(fd_.get(), packet, size, fds.data(), fds.size())) return true;
     if (errno == EINTR) continue;
     if (errno != EAGAIN || !wait_for(fd_.get(), POLLOUT, kSendMs)) return false;
   }
 }
 
 Connection::Read Connection::receive(Incoming& message, std::chrono::milliseconds timeout) const {
-  static char packet[wire::kMaxMessage];
+  static char bytes[wire::kMaxMessage];
   if (!wait_for(fd_.get(), POLLIN, static_cast<int>(timeout.count()))) return Read::kNothing;
-  iovec part{packet, sizeof packet};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * wire::kMaxFds)];
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof control;
-  const ssize_t size = ::recvmsg(fd_.get(), &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (size < 0 && (errno == EAGAIN || errno == EINTR)) return Read::kNothing;
+  const Packet packet = receive_packet(fd_.get(), bytes, sizeof bytes);
+  if (packet.size < 0 && (errno == EAGAIN || errno == EINTR)) return Read::kNothing;
   message.fds.clear();
-  for (cmsghdr* c = CMSG_FIRSTHDR(&header); size > 0 && c != nullptr; c = CMSG_NXTHDR(&header, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    const std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (std::size_t i = 0; i < count; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-      message.fds.emplace_back(fd);
-    }
-  }
+  for (int i = 0; i < packet.fd_count; ++i) message.fds.emplace_back(packet.fds[i]);
   wire::Message parts{};
-  if (size <= 0 || !wire::decode(packet, static_cast<std::size_t>(size), parts)) return Read::kDead;
+  if (packet.size <= 0 || !wire::decode(bytes, static_cast<std::size_t>(packet.size), parts)) {
+    return Read::kDead;
+  }
   message.header = parts.header;
-  message.name.assign(parts.name, parts.header.name_size);
-  message.body.assign(parts.body, parts.header.body_size);
+  message.name = parts.name;
+  message.body = parts.body;
   return Read::kMessage;
 }
 
-void Connection::kill() const {
-  if (!pidfd_) return;
-  (void)os::pidfd_signal(pidfd_.get(), SIGKILL);
-  wait_for(pidfd_.get(), POLLIN, kDeathMs);
+bool Connection::end(int signal) const {
+  if (!pidfd_) return true;
+  (void)os::pidfd_signal(pidfd_.get(), signal);
+  const bool dead = wait_for(pidfd_.get(), POLLIN, kDeathMs);
   siginfo_t info{};
   ::waitid(static_cast<idtype_t>(3 /* P_PIDFD */), static_cast<id_t>(pidfd_.get()), &info,
            WEXITED | WNOHANG);
+  return dead;
 }
 
 Result<std::string> encode_spawn(SpawnArguments arguments) {

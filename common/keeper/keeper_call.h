@@ -22,8 +22,7 @@ struct Incoming {
   /// False when the body has another size.
   template <typename T>
   bool read(T& out) const {
-    const wire::Message message{header, name.data(), body.data()};
-    return wire::read_body(message, out);
+    return wire::read_body({header, name, body}, out);
   }
 };
 
@@ -35,15 +34,16 @@ class Connection {
   static Result<Connection> open(const std::string& path);
 
   /// The pid that the keeper's HELLO answer gave (SO_PEERCRED names who called listen(2), which a
-  /// keeper that went to the background since is not). Before it kill() does nothing.
+  /// keeper that went to the background since is not). Before it end() does nothing.
   bool identify(pid_t pid);
 
   /// False when the keeper is gone.
   bool send(wire::Type type, std::uint32_t sequence, std::string_view name, std::string_view body,
             std::span<const int> fds) const;
   Read receive(Incoming& message, std::chrono::milliseconds timeout) const;
-  /// SIGKILL; returns when it is dead or after five seconds, and reaps it if it is our child.
-  void kill() const;
+  /// Sends SIGTERM or SIGKILL and waits, reaping our child; false when the keeper is not dead after
+  /// five seconds.
+  bool end(int signal) const;
   int fd() const { return fd_.get(); }
 
  private:
@@ -60,11 +60,5 @@ struct SpawnArguments {
   std::vector<std::string> env;
 };
 Result<std::string> encode_spawn(SpawnArguments arguments);
-
-/// Bytes of a fixed body.
-template <typename T>
-std::string_view bytes_of(const T& body) {
-  return {reinterpret_cast<const char*>(&body), sizeof body};
-}
 
 }  // namespace kuasar::keeper

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "os/pidfd.h"
 #include "os/pidfd_wait.h"
+#include "os/process_end.h"
 
 namespace kuasar::keeper {
 namespace {
@@ -44,6 +45,9 @@ Task<os::ExitStatus> KeeperSpawner::wait(const os::Process& process) {
   if (!ended) co_return unknown_end();
   Result<os::ExitStatus> status = client_.status(key);
   if (status) co_return *status;
+  // No keeper is to be had; the kernel may still tell us.
+  const os::ProcessEnd end = os::read_process_end(process.pidfd.get(), process.pid);
+  if (end.known) co_return os::ExitStatus{end.code, std::chrono::system_clock::now(), true};
   log::error({}, "how {} ended is not known: {}", key, status.error().message);
   co_return unknown_end();
 }

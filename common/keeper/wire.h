@@ -3,6 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string_view>
+
+#include "os/clone_child.h"
 
 /// What the daemon and its keeper say to each other: one message per packet of an AF_UNIX
 /// SOCK_SEQPACKET connection, in host byte order, descriptors beside it by SCM_RIGHTS. A message is
@@ -12,7 +15,7 @@ namespace kuasar::keeper::wire {
 inline constexpr std::uint32_t kMagic = 0x5052454b;
 /// Of everything but Header, kHello and kUpgrade, which are the same for ever: a daemon can always
 /// ask a keeper of another version to become the one it came with.
-inline constexpr std::uint16_t kVersion = 1;
+inline constexpr std::uint16_t kVersion = 2;
 inline constexpr std::size_t kMaxMessage = 64 * 1024;
 inline constexpr std::size_t kMaxName = 319;
 inline constexpr std::size_t kMaxFds = 16;
@@ -35,25 +38,21 @@ enum Type : std::uint16_t {
   kAdopt = 8,
   kStatus = 9,
   kAck = 10,
-  kReap = 11,
-  kQuit = 12,
   /// The one answer to every request: its sequence; on an error errno and words as the body.
   kAnswer = 64,
-  /// Told without being asked: a connection was accepted, name `<kind>/<n>`, one descriptor.
-  kAccepted = 65,
-  /// Before the answer to kList, one for each: HeldInfo and the descriptor; ChildInfo and a pidfd.
-  kListHeld = 66,
-  kListChild = 67,
+  /// Something is held: its name, Info, and the descriptor. One for each before the answer to
+  /// kList; without being asked for a connection that was accepted, whose name is `<kind>/<n>`.
+  kHeld = 65,
 };
 
 struct Header {
-  std::uint32_t magic;
-  std::uint16_t version;
-  std::uint16_t type;
-  std::uint32_t sequence;
-  std::int32_t error;
-  std::uint32_t name_size;
-  std::uint32_t body_size;
+  std::uint32_t magic = kMagic;
+  std::uint16_t version = kVersion;
+  std::uint16_t type = 0;
+  std::uint32_t sequence = 0;
+  std::int32_t error = 0;
+  std::uint32_t name_size = 0;
+  std::uint32_t body_size = 0;
 };
 static_assert(sizeof(Header) == 24);
 
@@ -70,30 +69,27 @@ struct HelloAnswer {
   std::uint32_t reserved;
 };
 
-struct HeldInfo {
-  std::uint32_t accepting;
-};
-
 inline constexpr std::uint32_t kEnded = 1;
 inline constexpr std::uint32_t kKnown = 2;
 inline constexpr std::uint32_t kLeavesOrphans = 4;
+inline constexpr std::uint32_t kAccepting = 8;
 
-/// Body of kAdopt (pid, kLeavesOrphans; the pidfd beside it), of kListChild and of the answers to
-/// kSpawn, kAdopt and kStatus. `code` is 128 + n for signal n.
-struct ChildInfo {
-  std::int64_t ended_at_ns;
-  std::int32_t pid;
-  std::int32_t code;
-  std::uint32_t flags;
-  std::uint32_t reserved;
+/// What is held beside the descriptor. Body of kHeld, of kAdopt (pid, kLeavesOrphans; the pidfd
+/// beside it) and of the answers to kSpawn, kAdopt and kStatus. `pid` is 0 for what is no child,
+/// `code` is 128 + n for signal n.
+struct Info {
+  std::int64_t ended_at_ns = 0;
+  std::int32_t pid = 0;
+  std::int32_t code = 0;
+  std::uint32_t flags = 0;
+  std::uint32_t reserved = 0;
 };
 
 inline constexpr std::uint32_t kNewPidNamespace = 1;
 inline constexpr std::uint32_t kNewMountNamespace = 2;
-inline constexpr std::uint32_t kSetFileLimit = 4;
-inline constexpr std::uint32_t kSpawnLeavesOrphans = 8;
 
 /// Body of kSpawn, before its strings, each with its zero: program, cwd, arguments, environment.
+/// kLeavesOrphans is one of its flags, too.
 struct Spawn {
   std::uint64_t file_limit_soft;
   std::uint64_t file_limit_hard;
@@ -104,37 +100,44 @@ struct Spawn {
   std::int32_t child_fds[kMaxFds];
 };
 
-/// Body of kReap.
-struct Reap {
-  std::int32_t pid;
-};
-
 struct Message {
   Header header;
-  const char* name;
-  const char* body;
+  std::string_view name;
+  std::string_view body;
 };
 
+/// Bytes of a fixed body.
+template <typename T>
+std::string_view bytes_of(const T& body) {
+  return {reinterpret_cast<const char*>(&body), sizeof body};
+}
+
 /// Printable ASCII without blanks, 1 to kMaxName bytes.
-inline bool valid_name(const char* name, std::size_t size) {
-  if (size == 0 || size > kMaxName) return false;
-  for (std::size_t i = 0; i < size; ++i) {
-    if (name[i] <= ' ' || name[i] > '~') return false;
+inline bool valid_name(std::string_view name) {
+  if (name.empty() || name.size() > kMaxName) return false;
+  for (const char c : name) {
+    if (c <= ' ' || c > '~') return false;
   }
   return true;
 }
 
+/// A listening socket's name: a connection's has 20 digits and a '/' in place of the prefix.
+inline bool valid_listener(std::string_view name) {
+  return name.starts_with(kListenPrefix) && name.size() <= kMaxName - 21 + sizeof kListenPrefix - 1;
+}
+
 /// Writes a message into `out`; its size, or 0 when it does not fit a packet.
-inline std::size_t encode(char (&out)[kMaxMessage], Header header, const char* name,
-                          std::size_t name_size, const void* body, std::size_t body_size) {
-  if (name_size > kMaxName || body_size > kMaxMessage - sizeof header - name_size) return 0;
-  header.magic = kMagic;
-  header.name_size = static_cast<std::uint32_t>(name_size);
-  header.body_size = static_cast<std::uint32_t>(body_size);
-  std::memcpy(out, &header, sizeof header);
-  if (name_size > 0) std::memcpy(out + sizeof header, name, name_size);
-  if (body_size > 0) std::memcpy(out + sizeof header + name_size, body, body_size);
-  return sizeof header + name_size + body_size;
+inline std::size_t encode(char (&out)[kMaxMessage], Header header, std::string_view name,
+                          std::string_view body) {
+  if (name.size() > kMaxName || body.size() > kMaxMessage - sizeof header - name.size()) return 0;
+  header.name_size = static_cast<std::uint32_t>(name.size());
+  header.body_size = static_cast<std::uint32_t>(body.size());
+  char* at = out;
+  for (const std::string_view part : {bytes_of(header), name, body}) {
+    if (!part.empty()) std::memcpy(at, part.data(), part.size());
+    at += part.size();
+  }
+  return static_cast<std::size_t>(at - out);
 }
 
 /// The parts of a packet, pointing into it; false when it is not exactly one message.
@@ -145,41 +148,43 @@ inline bool decode(const char* bytes, std::size_t size, Message& out) {
   if (header.magic != kMagic || header.name_size > kMaxName || header.body_size > kMaxMessage)
     return false;
   if (sizeof header + header.name_size + header.body_size != size) return false;
-  out.name = bytes + sizeof header;
-  out.body = out.name + header.name_size;
-  return header.name_size == 0 || valid_name(out.name, header.name_size);
+  out.name = {bytes + sizeof header, header.name_size};
+  out.body = {bytes + sizeof header + header.name_size, header.body_size};
+  return out.name.empty() || valid_name(out.name);
 }
 
 /// A body of one fixed struct; false when it has another size.
 template <typename T>
 bool read_body(const Message& message, T& out) {
-  if (message.header.body_size != sizeof out) return false;
-  std::memcpy(&out, message.body, sizeof out);
+  if (message.body.size() != sizeof out) return false;
+  std::memcpy(&out, message.body.data(), sizeof out);
   return true;
 }
 
-/// The strings of a kSpawn body in place: `strings` gets the arguments, null, the variables, null,
-/// and has room for one more variable. False when malformed.
-struct SpawnView {
-  Spawn fixed;
-  const char* program;
-  const char* cwd;
-  const char** argv;
-  const char** envp;
+/// A kSpawn request as clone_child() takes it; points into the request and into itself.
+struct SpawnPlan {
+  os::ChildPlan child;
+  rlimit file_limit;
+  std::uint32_t flags;
+  const char* strings[kMaxStrings + 2];
 };
-inline bool decode_spawn(const char* body, std::size_t size, SpawnView& out,
-                         const char* (&strings)[kMaxStrings + 4]) {
-  if (size < sizeof(Spawn)) return false;
-  std::memcpy(&out.fixed, body, sizeof(Spawn));
-  const Spawn& fixed = out.fixed;
+
+/// False when the body is malformed or names another number of descriptors than came with it.
+inline bool decode_spawn(std::string_view body, const int* fds, int fd_count, SpawnPlan& out) {
+  Spawn fixed;
+  if (body.size() < sizeof fixed) return false;
+  std::memcpy(&fixed, body.data(), sizeof fixed);
   if (fixed.argc == 0 || fixed.argc > kMaxStrings || fixed.envc > kMaxStrings - fixed.argc ||
-      fixed.fd_count > kMaxFds)
+      fixed.fd_count > kMaxFds || static_cast<int>(fixed.fd_count) != fd_count)
     return false;
-  for (std::uint32_t i = 0; i < fixed.fd_count; ++i) {
+  out.child = os::ChildPlan{};
+  out.child.fd_count = fd_count;
+  for (int i = 0; i < fd_count; ++i) {
     if (fixed.child_fds[i] < 0 || fixed.child_fds[i] > kMaxChildFd) return false;
+    out.child.fds[i] = {fds[i], fixed.child_fds[i]};
   }
-  const char* at = body + sizeof(Spawn);
-  const char* const end = body + size;
+  const char* at = body.data() + sizeof fixed;
+  const char* const end = body.data() + body.size();
   const auto next = [&]() -> const char* {
     const void* zero = std::memchr(at, 0, static_cast<std::size_t>(end - at));
     if (zero == nullptr) return nullptr;
@@ -187,21 +192,28 @@ inline bool decode_spawn(const char* body, std::size_t size, SpawnView& out,
     at = static_cast<const char*>(zero) + 1;
     return text;
   };
-  out.program = next();
-  out.cwd = out.program == nullptr ? nullptr : next();
-  if (out.cwd == nullptr || *out.program == '\0') return false;
-  std::size_t count = 0;
-  out.argv = strings;
-  for (std::uint32_t i = 0; i < fixed.argc; ++i) {
-    if ((strings[count++] = next()) == nullptr) return false;
-  }
-  strings[count++] = nullptr;
-  out.envp = strings + count;
-  for (std::uint32_t i = 0; i < fixed.envc; ++i) {
-    if ((strings[count++] = next()) == nullptr) return false;
-  }
-  strings[count] = nullptr;
-  return at == end;
+  const char** to = out.strings;
+  const auto take = [&](std::uint32_t count) {
+    while (count-- > 0) {
+      if ((*to++ = next()) == nullptr) return false;
+    }
+    *to++ = nullptr;
+    return true;
+  };
+  const char* program = next();
+  const char* cwd = program == nullptr ? nullptr : next();
+  if (cwd == nullptr || *program == '\0' || !take(fixed.argc) || !take(fixed.envc) || at != end)
+    return false;
+  out.child.file = program;
+  out.child.argv = const_cast<char* const*>(out.strings);
+  out.child.envp = out.child.argv + fixed.argc + 1;
+  if (*cwd != '\0') out.child.cwd = cwd;
+  out.child.new_pid_namespace = (fixed.flags & kNewPidNamespace) != 0;
+  out.child.new_mount_namespace = (fixed.flags & kNewMountNamespace) != 0;
+  out.file_limit = {fixed.file_limit_soft, fixed.file_limit_hard};
+  out.child.file_limit = &out.file_limit;
+  out.flags = fixed.flags;
+  return true;
 }
 
 }  // namespace kuasar::keeper::wire

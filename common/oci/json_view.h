@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "oci/spec.h"
 
 namespace kuasar::oci {
 
@@ -33,6 +34,10 @@ Result<std::vector<std::string>> as_texts(const boost::json::value& value, std::
 /// find_field() with a type; an absent one is empty or false.
 Result<std::string> text_field(const boost::json::value& object, std::string_view path);
 Result<bool> bool_field(const boost::json::value& object, std::string_view path);
+
+/// find_field() as mappings of ids; `where` is the JSON path of the field.
+Result<std::vector<IdMapping>> read_mappings(const boost::json::value& object,
+                                             std::string_view path, std::string_view where);
 
 /// True when both are the same to encoding/json of Go, which ignores case and takes U+017F for s
 /// and U+212A for k.

@@ -1,6 +1,7 @@
 #include "oci/namespace_plan.h"
 
 #include <algorithm>
+#include <charconv>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -20,6 +21,7 @@ constexpr Kind kNetwork{"network", "net"};
 constexpr Kind kIpc{"ipc", "ipc"};
 constexpr Kind kUts{"uts", "uts"};
 constexpr Kind kPid{"pid", "pid"};
+constexpr Kind kUser{"user", "user"};
 constexpr std::string_view kTypes[] = {"network", "ipc", "uts", "pid", "mount", "cgroup", "user"};
 
 // One change of one entry: a new path, or its removal.
@@ -89,25 +91,68 @@ Result<std::optional<Change>> plan_shared(const std::vector<NamespaceEntry>& ent
   return change;
 }
 
+// The number of /proc/<pid>/ns/pid as containerd writes it; 0 for any other path.
+pid_t pid_of(std::string_view path) {
+  constexpr std::string_view kBefore = "/proc/";
+  constexpr std::string_view kAfter = "/ns/pid";
+  if (!path.starts_with(kBefore) || !path.ends_with(kAfter) ||
+      path.size() <= kBefore.size() + kAfter.size()) {
+    return 0;
+  }
+  path.remove_prefix(kBefore.size());
+  path.remove_suffix(kAfter.size());
+  pid_t pid = 0;
+  const auto parsed = std::from_chars(path.data(), path.data() + path.size(), pid);
+  const bool whole = parsed.ec == std::errc{} && parsed.ptr == path.data() + path.size();
+  return whole && pid > 0 && path.front() != '0' ? pid : 0;
+}
+
 Result<PidUse> classify(const NamespaceEntry* entry, bool host_pid) {
   if (entry == nullptr) {
-    return fail(Code::kUnimplemented,
-                "{}.pid: NODE (no pid entry in linux.namespaces) is not supported; use POD or "
-                "CONTAINER",
-                kOptions);
+    if (host_pid) return PidUse::kNode;
+    return missing_entry(kPid.type);
   }
   if (entry->path.empty()) return PidUse::kContainer;
-  if (entry->path != sandbox_path(kPid)) {
-    return fail(Code::kUnimplemented,
-                "{}.pid: TARGET (\"{}\", another process's namespace) is not supported; use POD "
-                "or CONTAINER",
-                kOptions, entry->path);
+  if (entry->path == sandbox_path(kPid)) return host_pid ? PidUse::kNode : PidUse::kPod;
+  if (pid_of(entry->path) > 0) return PidUse::kTarget;
+  return fail(Code::kInvalidArgument,
+              "namespace pid: path \"{}\" is refused; the pod's ({}), another container's or a new "
+              "one may be asked for",
+              entry->path, sandbox_path(kPid));
+}
+
+Result<std::optional<Change>> plan_pid(const std::vector<NamespaceEntry>& entries,
+                                       const PodNamespaces& pod) {
+  const NamespaceEntry* entry = find(entries, kPid.type);
+  TRY(const PidUse use, classify(entry, pod.host_pid));
+  switch (use) {
+    case PidUse::kContainer: return std::nullopt;
+    case PidUse::kNode:
+      if (entry == nullptr) return std::nullopt;
+      return Change{kPid.type, std::nullopt};
+    case PidUse::kPod: {
+      TRY(Change change, from_pin(kPid, pod.pid));
+      return change;
+    }
+    case PidUse::kTarget: {
+      TRY(Change change, from_pin(kPid, pod.target_pid));
+      return change;
+    }
   }
-  if (host_pid) {
-    return fail(Code::kUnimplemented, "{}.pid: NODE is not supported; use POD or CONTAINER",
+  return fail(Code::kInternal, "namespace pid: unknown use");
+}
+
+Result<std::optional<Change>> plan_user(const std::vector<NamespaceEntry>& entries,
+                                        const PodNamespaces& pod) {
+  const NamespaceEntry* entry = find(entries, kUser.type);
+  if (!pod.own_user) {
+    if (entry == nullptr) return std::nullopt;
+    return fail(Code::kInvalidArgument,
+                "{}.userns_options: the container asks for a user namespace (namespace user), its "
+                "pod has none",
                 kOptions);
   }
-  return PidUse::kPod;
+  return plan_shared(entries, kUser, false, pod.user);
 }
 
 Result<> check_own(const std::vector<NamespaceEntry>& entries) {
@@ -122,10 +167,6 @@ Result<> check_own(const std::vector<NamespaceEntry>& entries) {
   // containerd leaves the cgroup entry out on cgroup v1 and for privileged containers. Without a
   // mount entry the runtime would work on the host's own mounts.
   if (find(entries, "mount") == nullptr) return missing_entry("mount");
-  if (find(entries, "user") != nullptr) {
-    return fail(Code::kUnimplemented,
-                "{}.userns_options: a user namespace (namespace user) is not supported", kOptions);
-  }
   return {};
 }
 
@@ -137,29 +178,31 @@ Result<PidUse> classify_pid(const Spec& spec, const PodNamespaces& pod) {
   return classify(find(entries, kPid.type), pod.host_pid);
 }
 
+Result<pid_t> target_pid(const Spec& spec) {
+  TRY(const std::vector<NamespaceEntry> entries, spec.namespaces());
+  const NamespaceEntry* entry = find(entries, kPid.type);
+  return entry == nullptr ? 0 : pid_of(entry->path);
+}
+
 Result<> apply(Spec& spec, const PodNamespaces& pod) {
   TRY(const std::vector<NamespaceEntry> entries, spec.namespaces());
   CHECK_OK(check_types(entries));
   CHECK_OK(check_own(entries));
-  if (pod.host_ipc) {
-    return fail(Code::kUnimplemented, "{}.ipc: NODE is not supported; use POD", kOptions);
-  }
 
   std::vector<Change> changes;
   const auto add = [&](std::optional<Change> change) {
     if (change) changes.push_back(std::move(*change));
   };
   TRY(std::optional<Change> net, plan_shared(entries, kNetwork, pod.host_network, pod.net));
-  TRY(std::optional<Change> ipc, plan_shared(entries, kIpc, false, pod.ipc));
+  TRY(std::optional<Change> ipc, plan_shared(entries, kIpc, pod.host_ipc, pod.ipc));
   TRY(std::optional<Change> uts, plan_shared(entries, kUts, pod.host_network, pod.uts));
+  TRY(std::optional<Change> pid, plan_pid(entries, pod));
+  TRY(std::optional<Change> user, plan_user(entries, pod));
   add(std::move(net));
   add(std::move(ipc));
   add(std::move(uts));
-  TRY(const PidUse pid, classify(find(entries, kPid.type), pod.host_pid));
-  if (pid == PidUse::kPod) {
-    TRY(Change change, from_pin(kPid, pod.pid));
-    changes.push_back(std::move(change));
-  }
+  add(std::move(pid));
+  add(std::move(user));
 
   // Everything has been decided on entries that exist once: from here on nothing can fail.
   for (const Change& change : changes) {

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/files.h"
 #include "base/ids.h"
 #include "base/log.h"
@@ -161,8 +162,8 @@ Result<GlobalFlags> OciRuntime::global_flags(const std::string& id,
   Result<std::string> program = os::find_program(config_.binary);
   if (!program) {
     return fail(Code::kFailedPrecondition,
-                "{}: install {}, or set `runtime` in this daemon's configuration to an OCI runtime "
-                "that is installed",
+                "{}: install {}, or name an OCI runtime that is installed (`runtime` in this "
+                "daemon's configuration, BinaryName of the runtime handler in containerd's)",
                 program.error().message, name());
   }
   GlobalFlags flags;
@@ -176,19 +177,24 @@ void OciRuntime::forget(const std::string& id) {
   std::erase_if(attempts_, [&](const auto& step) { return step.first.starts_with(id + "/"); });
 }
 
-Task<Result<>> OciRuntime::run(Run run) {
+Task<Result<>> OciRuntime::run(Run run, std::string key) {
   const Gate::Pass pass = co_await gate_.enter();
   os::ProcessSpec spec;
   spec.argv = std::move(run.argv);
   spec.env = environment();
   spec.fds = std::move(run.fds);
   spec.leaves_orphans = true;
-  auto process = co_await spawner_.spawn(next_key(run), std::move(spec));
+  auto process = co_await spawner_.spawn(std::move(key), std::move(spec));
   if (!process) {
     co_return fail(std::move(process).error().context(
-        "cannot run {} (`runtime` in this daemon's configuration)", name()));
+        "cannot run {} (`runtime` in this daemon's configuration, or BinaryName of the runtime "
+        "handler in containerd's)",
+        name()));
   }
-  co_return co_await wait_for(std::move(*process), run.log_file);
+  failpoint("runtime.", run.verb, ".spawned");
+  Result<> done = co_await wait_for(std::move(*process), run.log_file);
+  failpoint("runtime.", run.verb, ".ended");
+  co_return done;
 }
 
 Task<Result<>> OciRuntime::wait_for(os::Process process, std::string log_file) {
@@ -207,9 +213,13 @@ std::string OciRuntime::next_key(const Run& run) {
 }
 
 Task<Result<>> OciRuntime::run_quietly(Run run_now) {
+  std::string key = next_key(run_now);
+  // What an earlier daemon began: its words are in the log already, which is not begun anew.
+  Result<os::Process> begun = co_await spawner_.find(key);
+  if (begun) co_return co_await wait_for(std::move(*begun), std::move(run_now.log_file));
   CO_TRY(const UniqueFd log, begin_log(run_now.log_file));
   run_now.fds = {{log.get(), 1}, {log.get(), 2}};
-  co_return co_await run(std::move(run_now));
+  co_return co_await run(std::move(run_now), std::move(key));
 }
 
 Task<Result<pid_t>> OciRuntime::create(CreateArgs args) {
@@ -235,7 +245,8 @@ Task<Result<pid_t>> OciRuntime::create(CreateArgs args) {
   Result<UniqueFd> log = begin_log(args.log_file);
   if (!log) co_return fail(in_context(std::move(log).error(), "create"));
   log->reset();
-  Result<> done = co_await run(std::move(run_now));
+  std::string key = next_key(run_now);
+  Result<> done = co_await run(std::move(run_now), std::move(key));
   if (!done) co_return fail(in_context(std::move(done).error(), "create"));
   Result<pid_t> pid = read_pid(name(), args.pid_file);
   if (!pid) co_return fail(in_context(std::move(pid).error(), "create"));
@@ -264,7 +275,8 @@ Task<Result<pid_t>> OciRuntime::exec(ExecArgs args) {
   Result<UniqueFd> log = begin_log(args.log_file);
   if (!log) co_return fail(in_context(std::move(log).error(), "exec"));
   log->reset();
-  Result<> done = co_await run(std::move(run_now));
+  std::string key = next_key(run_now);
+  Result<> done = co_await run(std::move(run_now), std::move(key));
   // An exec is run once; its id may be used anew after its Delete.
   attempts_.erase(step);
   if (!done) co_return fail(in_context(std::move(done).error(), "exec"));
@@ -309,6 +321,36 @@ Task<Result<>> OciRuntime::start(std::string id, std::string log_file) {
   Result<> done = co_await run_quietly(std::move(run_now));
   if (!done) co_return fail(in_context(std::move(done).error(), "start"));
   co_return Result<>();
+}
+
+Task<Result<>> OciRuntime::checkpoint(CheckpointArgs args) {
+  if (Result<std::string> criu = os::find_program("criu"); !criu) {
+    co_return fail(Code::kFailedPrecondition,
+                   "OCI runtime checkpoint failed: {}: install criu on this machine",
+                   criu.error().message);
+  }
+  Result<GlobalFlags> flags = global_flags(args.id, args.log_file);
+  if (!flags) co_return fail(in_context(std::move(flags).error(), "checkpoint"));
+  const std::string criu_log = args.flags.work_path + "/dump.log";
+  Run run_now;
+  run_now.verb = "checkpoint";
+  run_now.argv = checkpoint_argv(*flags, args.flags, args.id);
+  const std::string step = step_of(args.id, "", run_now.verb);
+  if (args.written) {
+    const Result<os::Process> writer = co_await spawner_.find(step + "/0");
+    if (!writer) co_return Result<>();
+  }
+  run_now.id = std::move(args.id);
+  run_now.log_file = std::move(args.log_file);
+  Result<> done = co_await run_quietly(std::move(run_now));
+  // There may be more of them: the next daemon is to find the last.
+  attempts_.erase(step);
+  if (done) co_return Result<>();
+  Error error = in_context(std::move(done).error(), "checkpoint");
+  if (const std::string words = first_criu_error(read_log_tail(criu_log)); !words.empty()) {
+    error.message += "; criu: " + words;
+  }
+  co_return fail(std::move(error));
 }
 
 Task<Result<>> OciRuntime::remove(std::string id, std::string log_file, bool force) {

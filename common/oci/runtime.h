@@ -61,14 +61,23 @@ struct ExecArgs {
   std::string console_socket;
 };
 
-/// Runs a runc-style runtime as a child process. Owned by the driver, lives on the io thread. At
+/// Everything that `checkpoint` needs.
+struct CheckpointArgs {
+  std::string id;
+  std::string log_file;
+  CheckpointFlags flags;
+  /// The image is there: wait for the run that wrote it, if that goes on, and begin none.
+  bool written = false;
+};
+
+/// Runs a runc-style runtime as a child process. Owned by OciRuntimes, lives on the io thread. At
 /// most one call per container at a time (the sandbox's AsyncMutex sees to it), execs apart, which
 /// are as many as there are. A run is named "<container>/<exec or ->/<verb>/<attempt>" to the
 /// spawner, so that a restarted daemon finds it again. A started runtime
 /// is always waited for, also when the coroutine is cancelled: a half-made container is worse
 /// than a late answer.
 ///
-/// Each call begins its log file anew. `create` and `exec` give the container's stdio to the
+/// Each run begins its log file anew. `create` and `exec` give the container's stdio to the
 /// runtime as 0, 1 and 2, from where the new process inherits them; for the other verbs 1 and 2 go
 /// to the log file. No pipe is read: one held by an init would never end (keeper.md). The runtime's
 /// environment is PATH alone.
@@ -94,6 +103,9 @@ class OciRuntime {
   Task<Result<pid_t>> resume_exec(ExecArgs args);
   /// Kills a `create` that an earlier daemon began, and waits for its end.
   Task<> abandon_create(std::string id);
+  /// `checkpoint`, which runs criu. A failure carries criu's own last error where there is one;
+  /// kFailedPrecondition without criu.
+  Task<Result<>> checkpoint(CheckpointArgs args);
   /// `delete`; a container that the runtime does not know is success. `force` kills it first and
   /// takes runc 1.3 100 ms longer: a fallback.
   Task<Result<>> remove(std::string id, std::string log_file, bool force);
@@ -115,10 +127,11 @@ class OciRuntime {
     std::vector<os::FdMapping> fds;
   };
 
-  Task<Result<>> run(Run run);
+  Task<Result<>> run(Run run, std::string key);
   Task<Result<>> wait_for(os::Process process, std::string log_file);
   std::string next_key(const Run& run);
-  /// start and delete: without stdio, what the runtime prints goes to the log file.
+  /// start, checkpoint and delete: without stdio, what the runtime prints goes to the log file. One
+  /// that an earlier daemon began is waited for, not run again.
   Task<Result<>> run_quietly(Run run);
   Result<GlobalFlags> global_flags(const std::string& id, const std::string& log_file) const;
   std::string name() const;

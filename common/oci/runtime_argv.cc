@@ -42,6 +42,26 @@ Argv exec_argv(const GlobalFlags& global, const ExecFlags& exec, std::string_vie
   return argv;
 }
 
+Argv checkpoint_argv(const GlobalFlags& global, const CheckpointFlags& checkpoint,
+                     std::string_view id) {
+  Argv argv = begin(global, "checkpoint");
+  argv.insert(argv.end(),
+              {"--image-path", checkpoint.image_path, "--work-path", checkpoint.work_path});
+  if (checkpoint.leave_running) argv.emplace_back("--leave-running");
+  if (checkpoint.open_tcp) argv.emplace_back("--tcp-established");
+  if (checkpoint.external_unix_sockets) argv.emplace_back("--ext-unix-sk");
+  if (checkpoint.shell_job) argv.emplace_back("--shell-job");
+  if (checkpoint.file_locks) argv.emplace_back("--file-locks");
+  for (const std::string& type : checkpoint.empty_namespaces) {
+    argv.insert(argv.end(), {"--empty-ns", type});
+  }
+  if (!checkpoint.cgroups_mode.empty()) {
+    argv.insert(argv.end(), {"--manage-cgroups-mode", checkpoint.cgroups_mode});
+  }
+  argv.emplace_back(id);
+  return argv;
+}
+
 Argv delete_argv(const GlobalFlags& global, std::string_view id, bool force) {
   Argv argv = begin(global, "delete");
   if (force) argv.emplace_back("--force");

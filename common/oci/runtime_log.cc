@@ -50,19 +50,28 @@ void blank_control_characters(std::string& text) {
   while (text.ends_with(' ')) text.pop_back();
 }
 
-std::string error_of_line(std::string_view line) {
+// runc writes an object per line; crun's begins with a line "{" and ends with a line "}".
+std::string_view object_ending_with(std::string_view line, std::string_view log) {
+  if (line != "}") return line;
+  log = log.substr(0, static_cast<std::size_t>(line.data() - log.data()) + 1);
+  const std::size_t before = log.rfind("\n{\n");
+  if (before != log.npos) return log.substr(before + 1);
+  return log.starts_with("{\n") ? log : line;
+}
+
+std::string error_of_object(std::string_view text) {
   boost::system::error_code ec;
-  const json::value value = json::parse(line, ec);
+  const json::value value = json::parse(text, ec);
   if (ec || !value.is_object()) return {};
   const json::value* level = value.get_object().if_contains("level");
   const json::value* msg = value.get_object().if_contains("msg");
   if (level == nullptr || !level->is_string() || msg == nullptr || !msg->is_string()) return {};
   const std::string_view name = level->get_string();
   if (name != "error" && name != "fatal" && name != "panic") return {};
-  std::string text(msg->get_string());
-  blank_control_characters(text);
-  limit_utf8(text, kMaxMessage);
-  return text;
+  std::string message(msg->get_string());
+  blank_control_characters(message);
+  limit_utf8(message, kMaxMessage);
+  return message;
 }
 
 }  // namespace
@@ -70,7 +79,7 @@ std::string error_of_line(std::string_view line) {
 std::string last_error_message(std::string_view log) {
   std::string found;
   lines_backwards(log, [&](std::string_view line) {
-    found = error_of_line(line);
+    found = error_of_object(object_ending_with(line, log));
     return !found.empty();
   });
   return found;
@@ -87,6 +96,18 @@ std::string last_words(std::string_view log) {
     return !found.empty();
   });
   return found;
+}
+
+std::string first_criu_error(std::string_view log) {
+  // "(00.012345) Error (criu/kerndat.c:1047): cannot ..."
+  constexpr std::string_view kMark = " Error (";
+  const std::size_t mark = log.find(kMark);
+  if (mark == log.npos) return {};
+  std::string_view line = log.substr(mark + kMark.size());
+  line = line.substr(0, line.find('\n'));
+  const std::size_t end_of_place = line.find("): ");
+  if (end_of_place != line.npos) line.remove_prefix(end_of_place + 3);
+  return last_words(line);
 }
 
 std::string read_log_tail(const std::string& path) {

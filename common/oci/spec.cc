@@ -21,15 +21,17 @@ constexpr std::string_view kNamespaces = "linux.namespaces";
 
 // The fields that we read or write, per object. Another spelling of one of them must not reach
 // the runtime.
-constexpr std::string_view kRootKeys[] = {"process", "root",        "hostname",
-                                          "mounts",  "annotations", "linux"};
-constexpr std::string_view kProcessKeys[] = {"terminal", "user",         "args",
-                                             "env",      "selinuxLabel", "apparmorProfile"};
+constexpr std::string_view kRootKeys[] = {"process",     "root",  "hostname", "mounts",
+                                          "annotations", "linux", "hooks"};
+constexpr std::string_view kProcessKeys[] = {
+    "terminal", "user", "args", "env", "selinuxLabel", "apparmorProfile", "oomScoreAdj"};
+constexpr std::string_view kHookKeys[] = {"poststart"};
 constexpr std::string_view kUserKeys[] = {"uid", "gid"};
 constexpr std::string_view kRootfsKeys[] = {"path", "readonly"};
 constexpr std::string_view kLinuxKeys[] = {"namespaces", "cgroupsPath", "mountLabel", "uidMappings",
                                            "gidMappings"};
 constexpr std::string_view kNamespaceKeys[] = {"type", "path"};
+constexpr std::string_view kMappingKeys[] = {"containerID", "hostID", "size"};
 constexpr std::string_view kMountKeys[] = {"destination", "type",        "source",
                                            "options",     "uidMappings", "gidMappings"};
 
@@ -87,8 +89,12 @@ Result<> check_spelling(const json::value& root) {
   CHECK_OK(check_keys(process, kProcessKeys, "process"));
   CHECK_OK(check_keys(child(process, "user"), kUserKeys, "process.user"));
   CHECK_OK(check_keys(child(&root, "root"), kRootfsKeys, "root"));
+  CHECK_OK(check_keys(child(&root, "hooks"), kHookKeys, "hooks"));
   CHECK_OK(check_keys(linux_part, kLinuxKeys, "linux"));
   CHECK_OK(check_elements(child(linux_part, "namespaces"), kNamespaceKeys, kNamespaces));
+  for (const char* maps : {"uidMappings", "gidMappings"}) {
+    CHECK_OK(check_elements(child(linux_part, maps), kMappingKeys, maps));
+  }
   return check_elements(child(&root, "mounts"), kMountKeys, "mounts");
 }
 
@@ -103,14 +109,27 @@ Result<std::uint32_t> id_field(const json::value& root, std::string_view path) {
   return fail(Code::kInvalidArgument, "{}: expected a whole number from 0 to {}", path, kMax);
 }
 
-Result<bool> is_filled_array(const json::value& root, std::string_view path) {
-  TRY(const json::value* value, find_field(root, path));
-  if (value == nullptr) return false;
-  if (!value->is_array()) return wrong_kind(path, "an array", *value);
-  return !value->get_array().empty();
-}
-
 }  // namespace
+
+Result<std::vector<IdMapping>> read_mappings(const json::value& object, std::string_view path,
+                                             std::string_view where) {
+  std::vector<IdMapping> out;
+  TRY(const json::value* value, find_field(object, path));
+  if (value == nullptr) return out;
+  if (!value->is_array()) return wrong_kind(where, "an array", *value);
+  const json::array& array = value->get_array();
+  for (std::size_t i = 0; i < array.size(); ++i) {
+    if (!array[i].is_object()) {
+      return wrong_kind(fmt::format("{}[{}]", where, i), "an object", array[i]);
+    }
+    IdMapping mapping;
+    TRY(mapping.container_id, id_field(array[i], "containerID"));
+    TRY(mapping.host_id, id_field(array[i], "hostID"));
+    TRY(mapping.size, id_field(array[i], "size"));
+    out.push_back(mapping);
+  }
+  return out;
+}
 
 Spec::Spec() : root_(json::object()) {}
 
@@ -191,6 +210,11 @@ Result<std::optional<std::string>> Spec::annotation(std::string_view key) const 
   return text;
 }
 
+Result<std::string> Spec::json_at(std::string_view path) const {
+  TRY(const json::value* value, find_field(root_, path));
+  return value == nullptr ? std::string() : json::serialize(*value);
+}
+
 Result<std::string> Spec::root_path() const {
   TRY(std::string path, text_field(root_, "root.path"));
   if (path.empty()) return fail(Code::kInvalidArgument, "root.path: missing or empty");
@@ -264,11 +288,39 @@ Result<> Spec::remove_namespace(std::string_view type) {
   return {};
 }
 
-Result<bool> Spec::has_uid_mappings() const {
-  return is_filled_array(root_, "linux.uidMappings");
+Result<std::optional<int>> Spec::oom_score_adj() const {
+  constexpr std::string_view kPath = "process.oomScoreAdj";
+  TRY(const json::value* value, find_field(root_, kPath));
+  if (value == nullptr) return std::nullopt;
+  if (!value->is_number()) return wrong_kind(kPath, "a number", *value);
+  if (value->is_int64() && value->get_int64() >= -1000 && value->get_int64() <= 1000) {
+    return static_cast<int>(value->get_int64());
+  }
+  return fail(Code::kInvalidArgument, "{}: expected a whole number from -1000 to 1000", kPath);
 }
-Result<bool> Spec::has_gid_mappings() const {
-  return is_filled_array(root_, "linux.gidMappings");
+
+Result<> Spec::set_oom_score_adj(int value) {
+  TRY(json::value * process, find_field(root_, "process"));
+  if (process == nullptr || !process->is_object()) {
+    return fail(Code::kInvalidArgument, "process: missing");
+  }
+  process->get_object()["oomScoreAdj"] = value;
+  return {};
+}
+
+Result<bool> Spec::has_poststart_hooks() const {
+  constexpr std::string_view kPath = "hooks.poststart";
+  TRY(const json::value* hooks, find_field(root_, kPath));
+  if (hooks == nullptr) return false;
+  if (!hooks->is_array()) return wrong_kind(kPath, "an array", *hooks);
+  return !hooks->get_array().empty();
+}
+
+Result<std::vector<IdMapping>> Spec::uid_mappings() const {
+  return read_mappings(root_, "linux.uidMappings", "linux.uidMappings");
+}
+Result<std::vector<IdMapping>> Spec::gid_mappings() const {
+  return read_mappings(root_, "linux.gidMappings", "linux.gidMappings");
 }
 
 bool is_systemd_cgroups_path(std::string_view path) {

@@ -25,12 +25,22 @@ struct NamespaceEntry {
   bool operator==(const NamespaceEntry&) const = default;
 };
 
+/// One element of linux.uidMappings or linux.gidMappings, and of those of a mount.
+struct IdMapping {
+  std::uint32_t container_id = 0;
+  std::uint32_t host_id = 0;
+  std::uint32_t size = 0;
+  bool operator==(const IdMapping&) const = default;
+};
+
 /// One element of mounts.
 struct Mount {
   std::string destination;
   std::string type;
   std::string source;
   std::vector<std::string> options;
+  std::vector<IdMapping> uid_mappings = {};
+  std::vector<IdMapping> gid_mappings = {};
   bool operator==(const Mount&) const = default;
 };
 
@@ -76,9 +86,17 @@ class Spec {
   /// linux.mountLabel
   Result<std::string> mount_label() const;
   Result<std::string> hostname() const;
+  /// process.oomScoreAdj
+  Result<std::optional<int>> oom_score_adj() const;
+  /// process must be there.
+  Result<> set_oom_score_adj(int value);
+  /// hooks.poststart is there and not empty.
+  Result<bool> has_poststart_hooks() const;
   /// linux.cgroupsPath
   Result<std::string> cgroups_path() const;
   Result<std::optional<std::string>> annotation(std::string_view key) const;
+  /// The value at a dotted path ("linux.resources") as JSON text; empty when it is absent.
+  Result<std::string> json_at(std::string_view path) const;
 
   /// As written, perhaps relative to the bundle. An absent one is an error.
   Result<std::string> root_path() const;
@@ -108,9 +126,9 @@ class Spec {
   /// none): for containerd's default /dev/shm, which is private to the container.
   Result<> replace_mount(const Mount& mount);
 
-  /// linux.uidMappings / linux.gidMappings is there and not empty.
-  Result<bool> has_uid_mappings() const;
-  Result<bool> has_gid_mappings() const;
+  /// linux.uidMappings, linux.gidMappings
+  Result<std::vector<IdMapping>> uid_mappings() const;
+  Result<std::vector<IdMapping>> gid_mappings() const;
   /// A mount has uidMappings, gidMappings, or the option idmap or ridmap.
   Result<bool> has_idmapped_mounts() const;
 

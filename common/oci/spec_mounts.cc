@@ -28,10 +28,24 @@ Result<Mount> read_mount(const json::value& value, std::string_view where) {
   if (const json::value* field = present("options")) {
     TRY(mount.options, as_texts(*field, fmt::format("{}.options", where)));
   }
+  TRY(mount.uid_mappings,
+      read_mappings(value, "uidMappings", fmt::format("{}.uidMappings", where)));
+  TRY(mount.gid_mappings,
+      read_mappings(value, "gidMappings", fmt::format("{}.gidMappings", where)));
   if (mount.destination.empty()) {
     return fail(Code::kInvalidArgument, "{}.destination: missing or empty", where);
   }
   return mount;
+}
+
+json::array write_mappings(const std::vector<IdMapping>& mappings) {
+  json::array out;
+  for (const IdMapping& mapping : mappings) {
+    out.push_back(json::object{{"containerID", mapping.container_id},
+                               {"hostID", mapping.host_id},
+                               {"size", mapping.size}});
+  }
+  return out;
 }
 
 json::object write_mount(const Mount& mount) {
@@ -42,6 +56,8 @@ json::object write_mount(const Mount& mount) {
   json::array options;
   for (const std::string& option : mount.options) options.emplace_back(option);
   object["options"] = std::move(options);
+  if (!mount.uid_mappings.empty()) object["uidMappings"] = write_mappings(mount.uid_mappings);
+  if (!mount.gid_mappings.empty()) object["gidMappings"] = write_mappings(mount.gid_mappings);
   return object;
 }
 
@@ -155,20 +171,10 @@ Result<> Spec::replace_mount(const Mount& mount) {
 
 Result<bool> Spec::has_idmapped_mounts() const {
   TRY(const std::vector<Mount> all, mounts());
-  TRY(const json::value* value, find_field(root_, "mounts"));
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    if (std::any_of(all[i].options.begin(), all[i].options.end(), is_idmap_option)) return true;
-    const json::object& object = value->get_array()[i].get_object();
-    for (const std::string_view key : {"uidMappings", "gidMappings"}) {
-      const json::value* mappings = object.if_contains(key);
-      if (mappings == nullptr || mappings->is_null()) continue;
-      if (!mappings->is_array()) {
-        return wrong_kind(fmt::format("mounts[{}].{}", i, key), "an array", *mappings);
-      }
-      if (!mappings->get_array().empty()) return true;
-    }
-  }
-  return false;
+  return std::any_of(all.begin(), all.end(), [](const Mount& mount) {
+    return !mount.uid_mappings.empty() || !mount.gid_mappings.empty() ||
+           std::any_of(mount.options.begin(), mount.options.end(), is_idmap_option);
+  });
 }
 
 }  // namespace kuasar::oci

@@ -1,6 +1,5 @@
 #include "os/cgroup.h"
 
-#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -12,7 +11,8 @@
 #include <thread>
 
 #include "base/files.h"
-#include "base/unique_fd.h"
+#include "os/cgroup_files.h"
+#include "os/cgroup_freezer.h"
 
 namespace kuasar::os {
 namespace {
@@ -24,12 +24,6 @@ std::vector<std::string> split(std::string_view text, char separator) {
   std::istringstream in{std::string(text)};
   for (std::string part; std::getline(in, part, separator);) parts.push_back(part);
   return parts;
-}
-
-// cgroup files take what is written in one write(2) and have no length to truncate.
-bool write_control(const std::string& path, std::string_view value) {
-  UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  return fd && ::write(fd.get(), value.data(), value.size()) == static_cast<ssize_t>(value.size());
 }
 
 // A directory and all below it, the deepest first.
@@ -47,26 +41,29 @@ std::vector<std::string> with_children(const std::string& dir) {
   return all;
 }
 
-bool frozen(const std::string& dir) {
-  const Result<std::string> state = read_file(dir + "/freezer.state");
-  return !state || state->rfind("FROZEN", 0) == 0;
-}
-
-void freeze(const std::string& dir) {
-  using namespace std::chrono_literals;
-  if (!write_control(dir + "/freezer.state", "FROZEN")) return;
-  // FREEZING lasts until every task has reached the freezer (cgroup-v1/freezer-subsystem.rst).
-  for (int i = 0; i < 200 && !frozen(dir); ++i) {
-    std::this_thread::sleep_for(1ms);
-    write_control(dir + "/freezer.state", "FROZEN");
-  }
-}
-
 // Hierarchies are mounted once, at boot; mountinfo itself grows with the pods.
 const std::vector<CgroupHierarchy>& mounted_hierarchies() {
   static const std::vector<CgroupHierarchy> hierarchies =
       parse_cgroup_mounts(read_file("/proc/self/mountinfo").value_or(""));
   return hierarchies;
+}
+
+// The directories of a process, one per hierarchy that it is not in the root of; none when there
+// is no such process.
+std::vector<std::string> member_dirs(const std::string& pid) {
+  const Result<std::string> text = read_file("/proc/" + pid + "/cgroup");
+  if (!text) return {};
+  return join_cgroups(mounted_hierarchies(), parse_proc_cgroup(*text));
+}
+
+// "0" when it is not to be had, or outside of our PID namespace.
+std::string parent_of(pid_t pid) {
+  constexpr std::string_view kKey = "\nPPid:\t";
+  const std::string status = read_file(fmt::format("/proc/{}/status", pid)).value_or("");
+  const std::size_t at = status.find(kKey);
+  if (at == std::string::npos) return "0";
+  const std::size_t begin = at + kKey.size();
+  return status.substr(begin, status.find('\n', begin) - begin);
 }
 
 bool has_file(const std::string& dir, const char* file) {
@@ -149,24 +146,139 @@ Result<std::vector<std::string>> missing_cgroups(const std::string& path) {
   return missing;
 }
 
+std::string expand_slice(const std::string& name) {
+  constexpr std::string_view kEnding = ".slice";
+  if (!name.ends_with(kEnding) || name.find('/') != std::string::npos) return name;
+  const std::string stem = name.substr(0, name.size() - kEnding.size());
+  std::string path;
+  for (std::size_t dash = stem.find('-'); dash != std::string::npos;
+       dash = stem.find('-', dash + 1)) {
+    path += fmt::format("/{}{}", stem.substr(0, dash), kEnding);
+  }
+  return path + "/" + name;
+}
+
+Result<std::vector<std::string>> cgroups_at(const std::string& path) {
+  const std::string expanded = expand_slice(path);
+  std::vector<std::string> found;
+  for (const std::string& name : split(expanded, '/')) {
+    if (name == "." || name == "..") {
+      return fail(Code::kInvalidArgument, "cgroup path \"{}\" has a component that is no name",
+                  path.substr(0, 200));
+    }
+  }
+  for (const CgroupHierarchy& hierarchy : mounted_hierarchies()) {
+    const std::string dir =
+        hierarchy.mount_point + (expanded.starts_with('/') ? "" : "/") + expanded;
+    if (::access(dir.c_str(), F_OK) == 0) found.push_back(dir);
+  }
+  return found;
+}
+
 Result<> make_cgroups(const std::vector<std::string>& dirs) {
   for (const std::string& dir : dirs) CHECK_OK(make_dir(dir, 0755));
   return {};
 }
 
 Result<std::vector<std::string>> own_cgroups_of(pid_t pid) {
-  const std::vector<CgroupHierarchy>& hierarchies = mounted_hierarchies();
   TRY(const std::string theirs, read_file(fmt::format("/proc/{}/cgroup", pid)));
-  TRY(const std::string ours, read_file("/proc/self/cgroup"));
-  const std::vector<std::string> mine = join_cgroups(hierarchies, parse_proc_cgroup(ours));
+  std::vector<std::string> others = member_dirs("self");
+  for (std::string& dir : member_dirs(parent_of(pid))) others.push_back(std::move(dir));
   std::vector<std::string> out;
-  for (const std::string& dir : join_cgroups(hierarchies, parse_proc_cgroup(theirs))) {
-    const bool holds_us = std::any_of(mine.begin(), mine.end(), [&](const std::string& own) {
-      return own == dir || own.rfind(dir + "/", 0) == 0;
+  for (const std::string& dir : join_cgroups(mounted_hierarchies(), parse_proc_cgroup(theirs))) {
+    const bool shared = std::any_of(others.begin(), others.end(), [&](const std::string& other) {
+      return other == dir || other.rfind(dir + "/", 0) == 0;
     });
-    if (!holds_us) out.push_back(dir);
+    if (!shared) out.push_back(dir);
   }
   return out;
+}
+
+bool in_cgroups(pid_t pid, const std::vector<std::string>& dirs) {
+  const std::vector<std::string> own = member_dirs(std::to_string(pid));
+  return std::any_of(own.begin(), own.end(), [&](const std::string& dir) {
+    return std::any_of(dirs.begin(), dirs.end(), [&](const std::string& top) {
+      return dir == top || dir.starts_with(top + "/");
+    });
+  });
+}
+
+std::vector<std::string> cgroups_below(const std::string& parent, const std::string& name) {
+  std::vector<std::string> out;
+  if (parent.ends_with(".slice")) return out;
+  for (const CgroupHierarchy& hierarchy : mounted_hierarchies()) {
+    const fs::path dir = fs::path(hierarchy.mount_point) / fs::path(parent).relative_path() / name;
+    out.push_back(dir.lexically_normal().native());
+  }
+  return out;
+}
+
+namespace {
+
+// A new v1 cpuset is empty and takes no process.
+void fill_cpuset(const fs::path& dir) {
+  for (const char* file : {"cpuset.cpus", "cpuset.mems"}) {
+    if (!has_file(dir, file) || !read_control(dir / file).value_or("").empty()) continue;
+    const Result<std::string> parents = read_control(dir.parent_path() / file);
+    if (parents) (void)write_control(dir / file, *parents);
+  }
+}
+
+// cgroup.subtree_control of each parent, from the hierarchy's root on; what it does not have or may
+// not pass on is told by the limit that needs it.
+void pass_controllers_on(const fs::path& root, const fs::path& dir) {
+  fs::path at = root;
+  for (const fs::path& name : dir.lexically_relative(root)) {
+    for (const std::string& controller :
+         split(read_control(at / "cgroup.controllers").value_or(""), ' ')) {
+      (void)write_control(at / "cgroup.subtree_control", "+" + controller);
+    }
+    at /= name;
+  }
+}
+
+}  // namespace
+
+Result<std::vector<std::string>> make_container_cgroups(const std::string& path) {
+  TRY(const std::vector<std::string> dirs, container_cgroups(path));
+  std::vector<std::string> out;
+  for (const CgroupHierarchy& hierarchy : mounted_hierarchies()) {
+    const fs::path root = hierarchy.mount_point;
+    for (const std::string& dir : dirs) {
+      if (!dir.starts_with(hierarchy.mount_point + "/")) continue;
+      fs::path at = root;
+      bool made = true;
+      for (const fs::path& name : fs::path(dir).lexically_relative(root)) {
+        at /= name;
+        made = made && make_dir(at, 0755);
+        if (!hierarchy.v2) fill_cpuset(at);
+      }
+      if (!made) continue;
+      if (hierarchy.v2) pass_controllers_on(root, dir);
+      out.push_back(dir);
+    }
+  }
+  return out;
+}
+
+Result<std::vector<std::string>> container_cgroups(const std::string& path) {
+  // For its check of the path.
+  CHECK_OK(missing_cgroups(path));
+  const fs::path whole = path;
+  std::vector<std::string> out;
+  if (whole.relative_path().empty()) return out;
+  for (const CgroupHierarchy& hierarchy : mounted_hierarchies()) {
+    const fs::path dir = fs::path(hierarchy.mount_point) / whole.relative_path();
+    out.push_back(dir.lexically_normal());
+  }
+  return out;
+}
+
+void enter_cgroups(pid_t pid, const std::vector<std::string>& dirs) {
+  for (const std::string& dir : dirs) {
+    if (make_dir(dir, 0755) && write_control(dir + "/cgroup.procs", std::to_string(pid))) continue;
+    ::rmdir(dir.c_str());
+  }
 }
 
 std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs) {
@@ -189,20 +301,19 @@ Result<> kill_cgroup(const std::vector<std::string>& dirs) {
   for (const std::string& dir : dirs) {
     if (has_file(dir, "cgroup.kill") && !cgroup_pids({dir}).empty() &&
         write_control(dir + "/cgroup.kill", "1")) {
-      return {};
+      // v2 kills what is frozen; a v1 freezer of a hybrid machine does not.
+      return thaw_cgroup(dirs);
     }
   }
-  const auto freezer = std::find_if(dirs.begin(), dirs.end(), [](const std::string& dir) {
-    return has_file(dir, "freezer.state");
-  });
-  const std::vector<std::string> scope =
-      freezer != dirs.end() ? std::vector<std::string>{*freezer} : dirs;
+  const ControllerDir freezer = find_controllers(dirs).freezer;
+  const std::vector<std::string> scope = freezer ? std::vector<std::string>{freezer.dir} : dirs;
   for (int round = 0; round < 20; ++round) {
     if (cgroup_pids(scope).empty()) return {};
-    if (freezer != dirs.end()) freeze(*freezer);
+    // One that does not freeze in time is signalled all the same.
+    if (freezer) (void)freeze_cgroup(scope, 200ms);
     for (const pid_t pid : cgroup_pids(scope)) ::kill(pid, SIGKILL);
-    // SIGKILL acts only on a thawed task.
-    if (freezer != dirs.end()) write_control(*freezer + "/freezer.state", "THAWED");
+    // On v1 SIGKILL acts only on a thawed task.
+    if (freezer) CHECK_OK(thaw_cgroup(scope));
     for (int i = 0; i < 50 && !cgroup_pids(scope).empty(); ++i) std::this_thread::sleep_for(1ms);
   }
   const std::size_t left = cgroup_pids(scope).size();

@@ -32,8 +32,9 @@ std::vector<CgroupHierarchy> parse_cgroup_mounts(std::string_view mountinfo);
 std::vector<std::string> join_cgroups(const std::vector<CgroupHierarchy>& hierarchies,
                                       const std::vector<CgroupMembership>& memberships);
 
-/// The directories of all cgroups that a process is a member of and this process is not (nor
-/// below it): those that its OCI runtime made for it. Never a hierarchy's root.
+/// The directories of all cgroups that a process is a member of and neither this process nor its
+/// parent, the keeper, is (nor below it): those that its OCI runtime made for it. Never a
+/// hierarchy's root, nor a unit of ours that the runtime left it in.
 Result<std::vector<std::string>> own_cgroups_of(pid_t pid);
 
 /// The directories that `path`, a cgroup path such as "/kubepods/pod1", lacks in the mounted
@@ -41,15 +42,42 @@ Result<std::vector<std::string>> own_cgroups_of(pid_t pid);
 /// kInvalidArgument for a path that is relative to anything or leads out. A systemd slice
 /// ("x.slice") is systemd's to make: empty.
 Result<std::vector<std::string>> missing_cgroups(const std::string& path);
+/// The path of a systemd slice given by name: "a-b.slice" is "/a.slice/a-b.slice"
+/// (systemd.slice(5)). Any other path comes back as it is. Pure.
+std::string expand_slice(const std::string& name);
+
+/// The directories that exist of a cgroup path, which may be the name of a slice, one per
+/// hierarchy. kInvalidArgument as above.
+Result<std::vector<std::string>> cgroups_at(const std::string& path);
+
 /// Makes them; an existing one is no error.
 Result<> make_cgroups(const std::vector<std::string>& dirs);
+
+/// Where cgroup `name` below `parent` is, in every mounted hierarchy. Empty when the parent is a
+/// systemd slice: what is in it is systemd's to make.
+std::vector<std::string> cgroups_below(const std::string& parent, const std::string& name);
+/// Makes them and moves a process into each; where that is refused (a cpuset without CPUs) it stays
+/// where it was, and nothing is left.
+void enter_cgroups(pid_t pid, const std::vector<std::string>& dirs);
+
+/// Makes the cgroup of a container, a cgroup path such as "/kubepods/pod1/c1", in every hierarchy
+/// that allows it, and what limits need to be written there: its parents pass their controllers on
+/// (v2), a cpuset has its parent's CPUs and memory nodes (v1). Returns its directories.
+/// kInvalidArgument as missing_cgroups().
+Result<std::vector<std::string>> make_container_cgroups(const std::string& path);
+/// Where that makes them, perhaps not all of them there. Empty for an empty path.
+Result<std::vector<std::string>> container_cgroups(const std::string& path);
+
+/// Whether a process, running or ended and not reaped yet, is in one of the cgroups or below one.
+bool in_cgroups(pid_t pid, const std::vector<std::string>& dirs);
 
 /// Every process of the cgroups and of those below them, each once, ascending.
 std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs);
 
-/// Kills all processes of a container: cgroup.kill (v2, Linux 5.14), else freeze, signal each,
-/// thaw (v1: a process that forks meanwhile is met again, because its freezer holds it still),
-/// else signal until none is left. Blocking, bounded by about a second. Nothing there: success.
+/// Kills all processes of a container, also of one that is frozen: cgroup.kill (v2, Linux 5.14),
+/// else freeze, signal each, thaw (a process that forks meanwhile is met again, because the freezer
+/// holds it still), else signal until none is left. Blocking, bounded by about a second. Nothing
+/// there: success. Leaves it thawed.
 Result<> kill_cgroup(const std::vector<std::string>& dirs);
 
 /// Takes away what make_cgroups() made, last first; one that others use by now stays.

@@ -14,11 +14,16 @@
 #include <string_view>
 #include <thread>
 
+#include "os/idmap.h"
+
 namespace kuasar::os {
 namespace {
 
 // mount(2) copies one page of option data.
 constexpr std::size_t kMaxMountData = 4095;
+
+constexpr std::string_view kUidMap = "uidmap=";
+constexpr std::string_view kGidMap = "gidmap=";
 
 struct Flag {
   unsigned long bit;
@@ -73,46 +78,6 @@ std::vector<std::string> split(const std::string& text, char separator) {
   }
 }
 
-Result<> mount_plan(const MountPlan& plan, const std::string& target) {
-  std::string data = plan.data;
-  if (data.size() > kMaxMountData) {
-    if (plan.type != "overlay") {
-      return fail(Code::kInvalidArgument, "mount options of {} are longer than {} bytes", plan.type,
-                  kMaxMountData);
-    }
-    TRY(const ShortenedOverlay shorter, shorten_overlay(data));
-    // The working directory belongs to the whole process: a thread with its own does it.
-    Result<> done;
-    std::thread([&] {
-      if (::unshare(CLONE_FS) != 0) {
-        done = fail_errno("unshare", "CLONE_FS");
-      } else if (::chdir(shorter.directory.c_str()) != 0) {
-        done = fail_errno("chdir", shorter.directory);
-      } else {
-        done = mount(plan.source, target, plan.type, plan.flags, shorter.data);
-      }
-    }).join();
-    CHECK_OK(done);
-  } else {
-    CHECK_OK(mount(plan.source, target, plan.type, plan.flags, data));
-  }
-  if (plan.bind_remount) {
-    Result<> remounted = mount("", target, "", plan.flags | MS_REMOUNT, "");
-    if (!remounted) {
-      ::umount2(target.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
-      return remounted;
-    }
-  }
-  if (plan.propagation != 0) {
-    Result<> changed = mount("", target, "", plan.propagation, "");
-    if (!changed) {
-      ::umount2(target.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
-      return changed;
-    }
-  }
-  return {};
-}
-
 }  // namespace
 
 Result<MountPlan> plan_mount(const MountSpec& spec) {
@@ -122,10 +87,16 @@ Result<MountPlan> plan_mount(const MountSpec& spec) {
   if (spec.type == "bind") plan.flags |= MS_BIND;
   for (const std::string& option : spec.options) {
     if (option.empty() || option.rfind("X-containerd.", 0) == 0) continue;
-    for (const char* refused : {"uidmap=", "gidmap=", "loop"}) {
-      if (option.rfind(refused, 0) == 0) {
-        return fail(Code::kUnimplemented, "rootfs mount option \"{}\" is not supported", option);
-      }
+    if (option.rfind("loop", 0) == 0) {
+      return fail(Code::kUnimplemented, "rootfs mount option \"{}\" is not supported", option);
+    }
+    if (option.rfind(kUidMap, 0) == 0) {
+      plan.uid_map = option.substr(kUidMap.size());
+      continue;
+    }
+    if (option.rfind(kGidMap, 0) == 0) {
+      plan.gid_map = option.substr(kGidMap.size());
+      continue;
     }
     const auto flag = flag_options().find(option);
     if (flag != flag_options().end()) {
@@ -140,6 +111,9 @@ Result<MountPlan> plan_mount(const MountSpec& spec) {
       if (!plan.data.empty()) plan.data += ',';
       plan.data += option;
     }
+  }
+  if (plan.uid_map.empty() != plan.gid_map.empty()) {
+    return fail(Code::kInvalidArgument, "rootfs mount options uidmap= and gidmap= go together");
   }
   if ((plan.flags & MS_BIND) != 0) {
     plan.type.clear();
@@ -190,7 +164,52 @@ Result<ShortenedOverlay> shorten_overlay(const std::string& data) {
   return result;
 }
 
-Result<> mount_all(const std::vector<MountSpec>& mounts, const std::string& target) {
+Result<> mount_planned(const MountPlan& plan, const std::string& target) {
+  std::string data = plan.data;
+  if (data.size() > kMaxMountData) {
+    if (plan.type != "overlay") {
+      return fail(Code::kInvalidArgument, "mount options of {} are longer than {} bytes", plan.type,
+                  kMaxMountData);
+    }
+    TRY(const ShortenedOverlay shorter, shorten_overlay(data));
+    // The working directory belongs to the whole process: a thread with its own does it.
+    Result<> done;
+    std::thread([&] {
+      if (::unshare(CLONE_FS) != 0) {
+        done = fail_errno("unshare", "CLONE_FS");
+      } else if (::chdir(shorter.directory.c_str()) != 0) {
+        done = fail_errno("chdir", shorter.directory);
+      } else {
+        done = mount(plan.source, target, plan.type, plan.flags, shorter.data);
+      }
+    }).join();
+    CHECK_OK(done);
+  } else {
+    CHECK_OK(mount(plan.source, target, plan.type, plan.flags, data));
+  }
+  return finish_mount(plan, target);
+}
+
+Result<> finish_mount(const MountPlan& plan, const std::string& target) {
+  if (plan.bind_remount) {
+    Result<> remounted = mount("", target, "", plan.flags | MS_REMOUNT, "");
+    if (!remounted) {
+      ::umount2(target.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
+      return remounted;
+    }
+  }
+  if (plan.propagation != 0) {
+    Result<> changed = mount("", target, "", plan.propagation, "");
+    if (!changed) {
+      ::umount2(target.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
+      return changed;
+    }
+  }
+  return {};
+}
+
+Result<> mount_all(const std::vector<MountSpec>& mounts, const std::string& target,
+                   const IdMap& map, const std::string& scratch) {
   std::vector<MountPlan> plans;
   for (const MountSpec& spec : mounts) {
     TRY(MountPlan plan, plan_mount(spec));
@@ -198,7 +217,9 @@ Result<> mount_all(const std::vector<MountSpec>& mounts, const std::string& targ
   }
   std::size_t done = 0;
   for (const MountPlan& plan : plans) {
-    Result<> mounted = mount_plan(plan, target);
+    const bool mapped = !plan.uid_map.empty() || !plan.gid_map.empty();
+    Result<> mounted =
+        mapped ? mount_idmapped(plan, target, map, scratch) : mount_planned(plan, target);
     if (!mounted) {
       for (; done > 0; --done) ::umount2(target.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
       return mounted;
@@ -219,9 +240,10 @@ Result<> mount(const std::string& source, const std::string& target, const std::
 }
 
 Result<> mount_tmpfs(const std::string& target, const std::string& name, unsigned mode,
-                     unsigned long long size, bool noexec) {
+                     unsigned long long size, bool noexec, const std::string& more) {
   std::string data = fmt::format("mode={:o}", mode);
   if (size != 0) data += fmt::format(",size={}", size);
+  data += more;
   unsigned long flags = MS_NODEV | MS_NOSUID;
   if (noexec) flags |= MS_NOEXEC;
   CHECK_OK(mount(name, target, "tmpfs", flags, data));

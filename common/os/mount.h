@@ -24,10 +24,24 @@ struct MountPlan {
   /// A bind mount takes its other flags only by a remount.
   bool bind_remount = false;
   std::string data;
+  /// containerd's pseudo-options "uidmap=" and "gidmap=": the mount's files belong to a user
+  /// namespace with these maps. Both or none.
+  std::string uid_map;
+  std::string gid_map;
 };
 
-/// Translates options; pure. containerd's own "X-containerd.*" hints are dropped; "uidmap=" and
-/// "gidmap=" (containerd's pseudo-options for user namespaces) and "loop" are refused by name.
+/// A user namespace to map the owners of files into.
+struct IdMap {
+  /// Its pin; empty: there is none.
+  std::string user_namespace;
+  /// "<first id inside>:<first id outside>:<count>", as containerd writes a mapping.
+  std::string uids;
+  std::string gids;
+  bool operator==(const IdMap&) const = default;
+};
+
+/// Translates options; pure. containerd's own "X-containerd.*" hints are dropped, "loop" is refused
+/// by name.
 Result<MountPlan> plan_mount(const MountSpec& spec);
 
 /// Option data longer than one page (mount(2) takes 4 KiB): for an overlay the common parent of
@@ -39,15 +53,24 @@ struct ShortenedOverlay {
 };
 Result<ShortenedOverlay> shorten_overlay(const std::string& data);
 
-/// Mounts all on `target`, one over the other. A failure leaves none of them. Blocking.
-Result<> mount_all(const std::vector<MountSpec>& mounts, const std::string& target);
+/// Mounts all on `target`, one over the other. A failure leaves none of them. Mounts that shall be
+/// mapped need the user namespace and a directory for mount_idmapped() (os/idmap.h). Blocking.
+Result<> mount_all(const std::vector<MountSpec>& mounts, const std::string& target,
+                   const IdMap& map = {}, const std::string& scratch = {});
+
+/// One mount but for its id maps.
+Result<> mount_planned(const MountPlan& plan, const std::string& target);
+/// What needs a call of its own once it is mounted: the flags of a bind mount, propagation. A
+/// failure unmounts it.
+Result<> finish_mount(const MountPlan& plan, const std::string& target);
 
 /// mount(2) as it is.
 Result<> mount(const std::string& source, const std::string& target, const std::string& type,
                unsigned long flags, const std::string& data);
-/// A private tmpfs (nodev, nosuid) of at most `size` bytes (0: the kernel's default).
+/// A private tmpfs (nodev, nosuid) of at most `size` bytes (0: the kernel's default); `more` is
+/// appended to its options.
 Result<> mount_tmpfs(const std::string& target, const std::string& name, unsigned mode,
-                     unsigned long long size, bool noexec);
+                     unsigned long long size, bool noexec, const std::string& more = {});
 /// Bind mount of one file or directory; not recursive.
 Result<> bind_mount(const std::string& source, const std::string& target);
 Result<> make_mount_private(const std::string& target);

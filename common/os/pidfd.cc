@@ -48,4 +48,12 @@ Result<unsigned long long> process_start_time(pid_t pid) {
   return value;
 }
 
+bool process_lives(pid_t pid, unsigned long long start_time) {
+  const Result<UniqueFd> pidfd = pidfd_open(pid);
+  if (!pidfd) return false;
+  // Under the pidfd: who has the pid now had it when the descriptor was made, or has ended.
+  const Result<unsigned long long> start = process_start_time(pid);
+  return start && *start == start_time && !pidfd_exited(pidfd->get());
+}
+
 }  // namespace kuasar::os

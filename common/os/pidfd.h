@@ -20,4 +20,7 @@ bool pidfd_exited(int pidfd);
 /// a process for good within one boot. kNotFound when the process is gone.
 Result<unsigned long long> process_start_time(pid_t pid);
 
+/// True while the process that had this pid and this start time runs (a zombie does not).
+bool process_lives(pid_t pid, unsigned long long start_time);
+
 }  // namespace kuasar::os

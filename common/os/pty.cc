@@ -14,7 +14,9 @@
 
 namespace kuasar::os {
 
-Result<UniqueFd> listen_console(const std::string& path) {
+namespace {
+
+Result<sockaddr_un> address_of(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof address.sun_path) {
@@ -22,6 +24,13 @@ Result<UniqueFd> listen_console(const std::string& path) {
                 sizeof address.sun_path - 1);
   }
   std::memcpy(address.sun_path, path.c_str(), path.size());
+  return address;
+}
+
+}  // namespace
+
+Result<UniqueFd> listen_console(const std::string& path) {
+  TRY(const sockaddr_un address, address_of(path));
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno("unlink", path);
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return fail_errno("socket", path);
@@ -69,6 +78,42 @@ Result<UniqueFd> receive_console(int connection) {
     return fail_errno("fcntl", "terminal");
   }
   return master;
+}
+
+Result<Terminal> make_terminal() {
+  Terminal terminal;
+  terminal.master.reset(::open("/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC));
+  if (!terminal.master) return fail_errno("open", "/dev/ptmx");
+  int unlock = 0;
+  if (::ioctl(terminal.master.get(), TIOCSPTLCK, &unlock) != 0) return fail_errno("TIOCSPTLCK");
+  // By the master, whatever is mounted on /dev/pts (Linux 4.13).
+  terminal.slave.reset(::ioctl(terminal.master.get(), TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC));
+  if (!terminal.slave) return fail_errno("TIOCGPTPEER");
+  return terminal;
+}
+
+Result<> send_console(const std::string& path, int master) {
+  TRY(const sockaddr_un address, address_of(path));
+  const UniqueFd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!socket) return fail_errno("socket", path);
+  if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    return fail_errno("connect", path);
+  }
+  char name[] = "pty";
+  iovec bytes{name, sizeof name - 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &bytes;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  cmsghdr* const header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &master, sizeof master);
+  if (::sendmsg(socket.get(), &message, MSG_NOSIGNAL) < 0) return fail_errno("send", path);
+  return {};
 }
 
 Result<> set_window_size(int master, std::uint16_t width, std::uint16_t height) {

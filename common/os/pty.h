@@ -23,6 +23,16 @@ Result<UniqueFd> accept_console(int socket);
 /// the caller can store the descriptor before it closes the connection.
 Result<UniqueFd> receive_console(int connection);
 
+/// Both ends of a new terminal of this host. The master is to be sent to a console socket by
+/// whoever takes an OCI runtime's part.
+struct Terminal {
+  UniqueFd master;
+  UniqueFd slave;
+};
+Result<Terminal> make_terminal();
+/// Sends the master as an OCI runtime does.
+Result<> send_console(const std::string& path, int master);
+
 /// ioctl TIOCSWINSZ.
 Result<> set_window_size(int master, std::uint16_t width, std::uint16_t height);
 

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -76,5 +77,10 @@ class Spawner {
   /// reaped, the key is free. One that still runs is left alone.
   virtual void acknowledge(const Process& process) = 0;
 };
+
+/// Names the process of a record again, running or ended: what `key` names already, else what has
+/// that pid and start time (pidfd.h) now. Nothing when it is gone, whoever has its pid by now.
+Task<std::optional<Process>> readopt(Spawner& spawner, std::string key, pid_t pid,
+                                     unsigned long long start_time);
 
 }  // namespace kuasar::os

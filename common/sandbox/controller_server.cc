@@ -1,5 +1,6 @@
 #include "sandbox/controller_server.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/server_posix.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 #include <boost/asio/post.hpp>
 #include <functional>
 #include <optional>
+#include <string_view>
 #include <utility>
 
 #include "async/blocking_pool.h"
@@ -18,6 +20,7 @@
 #include "base/log.h"
 #include "containerd/services/sandbox/v1/sandbox.grpc.pb.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "sandbox/goaway.h"
 #include "sandbox/sandbox_manager.h"
 #include "task/convert.h"
 
@@ -30,7 +33,17 @@ using namespace std::chrono_literals;
 // A PodSandboxConfig larger than this is no pod's.
 constexpr int kMaxMessage = 4 << 20;
 constexpr auto kFinishTimeout = 5s;
+// Whoever comes meanwhile waits to be accepted, and containerd does so for 1 s (T27).
+constexpr auto kAwayTimeout = 300ms;
 constexpr std::uint32_t kTaskApiVersion = 3;
+
+// libprotobuf's words about what a peer sent, spoken on any thread, else go to stderr unescaped.
+void log_protobuf(google::protobuf::LogLevel level, const char* file, int line,
+                  const std::string& words) {
+  const bool fatal = level == google::protobuf::LOGLEVEL_FATAL;
+  log::line(fatal ? log::Level::kError : log::Level::kDebug, {}, "protobuf: {} ({}:{})", words,
+            file, line);
+}
 
 grpc::Status to_status(const Result<>& result) {
   if (result) return grpc::Status::OK;
@@ -90,8 +103,11 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
         task_address(std::move(address)),
         calls(io_executor) {}
 
-  template <typename Body>
-  grpc::ServerUnaryReactor* call(Body body) {
+  template <typename Request, typename Body>
+  grpc::ServerUnaryReactor* call(const char* method, const Request& request, Body body) {
+    // Not validated yet.
+    log::debug({std::string_view(request.sandbox_id()).substr(0, 100), {}}, "Controller.{}",
+               method);
     return new CoroCall(io, calls,
                         [body = std::move(body)](std::shared_ptr<const Event> caller_gone) {
                           return body(std::move(caller_gone));
@@ -103,59 +119,59 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
 
   Reactor* Create(Context*, const api::ControllerCreateRequest* request,
                   api::ControllerCreateResponse* response) override {
-    return call([this, request, response](std::shared_ptr<const Event>) {
+    return call("Create", *request, [this, request, response](std::shared_ptr<const Event>) {
       return do_create(request, response);
     });
   }
   Reactor* Start(Context*, const api::ControllerStartRequest* request,
                  api::ControllerStartResponse* response) override {
-    return call([this, request, response](std::shared_ptr<const Event>) {
+    return call("Start", *request, [this, request, response](std::shared_ptr<const Event>) {
       return do_start(request, response);
     });
   }
   Reactor* Platform(Context*, const api::ControllerPlatformRequest* request,
                     api::ControllerPlatformResponse* response) override {
-    return call([this, request, response](std::shared_ptr<const Event>) {
+    return call("Platform", *request, [this, request, response](std::shared_ptr<const Event>) {
       return do_platform(request, response);
     });
   }
+  // timeout_secs has nothing to bound: containerd has ended the containers before, each with its
+  // own grace (CRI sends 0); those that are left, and a shared init, get SIGKILL at once.
   Reactor* Stop(Context*, const api::ControllerStopRequest* request,
                 api::ControllerStopResponse*) override {
-    return call([this, request](std::shared_ptr<const Event>) {
+    return call("Stop", *request, [this, request](std::shared_ptr<const Event>) {
       return manager.stop(request->sandbox_id());
     });
   }
   Reactor* Wait(Context*, const api::ControllerWaitRequest* request,
                 api::ControllerWaitResponse* response) override {
-    return call([this, request, response](std::shared_ptr<const Event> caller_gone) {
-      return do_wait(request, response, std::move(caller_gone));
-    });
+    return call("Wait", *request,
+                [this, request, response](std::shared_ptr<const Event> caller_gone) {
+                  return do_wait(request, response, std::move(caller_gone));
+                });
   }
   Reactor* Status(Context*, const api::ControllerStatusRequest* request,
                   api::ControllerStatusResponse* response) override {
-    return call([this, request, response](std::shared_ptr<const Event>) {
+    return call("Status", *request, [this, request, response](std::shared_ptr<const Event>) {
       return do_status(request, response);
     });
   }
   Reactor* Shutdown(Context*, const api::ControllerShutdownRequest* request,
                     api::ControllerShutdownResponse*) override {
-    return call([this, request](std::shared_ptr<const Event>) {
+    return call("Shutdown", *request, [this, request](std::shared_ptr<const Event>) {
       return manager.shutdown(request->sandbox_id());
     });
   }
-  Reactor* Metrics(Context*, const api::ControllerMetricsRequest*,
-                   api::ControllerMetricsResponse*) override {
-    return call([](std::shared_ptr<const Event>) {
-      return refuse("Metrics is not supported by this version");
+  Reactor* Metrics(Context*, const api::ControllerMetricsRequest* request,
+                   api::ControllerMetricsResponse* response) override {
+    return call("Metrics", *request, [this, request, response](std::shared_ptr<const Event>) {
+      return do_metrics(request, response);
     });
   }
   Reactor* Update(Context*, const api::ControllerUpdateRequest* request,
                   api::ControllerUpdateResponse*) override {
-    return call([this, request](std::shared_ptr<const Event>) { return do_update(request); });
-  }
-
-  static Task<Result<>> refuse(std::string words) {
-    co_return fail(Code::kUnimplemented, "{}", words);
+    return call("Update", *request,
+                [this, request](std::shared_ptr<const Event>) { return do_update(request); });
   }
 
   Task<Result<>> do_create(const api::ControllerCreateRequest* request,
@@ -180,6 +196,10 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
     *response->mutable_created_at() = task::to_timestamp(status.created_at);
     response->set_address(task_address);
     response->set_version(kTaskApiVersion);
+    // T19: without it each container of the pod would get an MCS level of its own.
+    if (!status.selinux_label.empty()) {
+      (*response->mutable_labels())["selinux_label"] = status.selinux_label;
+    }
     co_return Result<>();
   }
 
@@ -211,6 +231,16 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
     response->set_address(task_address);
     response->set_version(kTaskApiVersion);
     if (request->verbose()) (*response->mutable_info())["info"] = status.info;
+    co_return Result<>();
+  }
+
+  Task<Result<>> do_metrics(const api::ControllerMetricsRequest* request,
+                            api::ControllerMetricsResponse* response) {
+    CO_TRY(*response->mutable_metrics()->mutable_data(),
+           co_await manager.metrics(request->sandbox_id()));
+    response->mutable_metrics()->set_id(request->sandbox_id());
+    *response->mutable_metrics()->mutable_timestamp() =
+        task::to_timestamp(std::chrono::system_clock::now());
     co_return Result<>();
   }
 
@@ -260,6 +290,7 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
       log::error({}, "release of an accepted socket: {}", ec.message());
       return;
     }
+    connections.add(fd);
     grpc::AddInsecureChannelFromFd(server.get(), fd);
   }
 
@@ -269,6 +300,7 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
   std::string task_address;
   TaskGroup calls;
   std::unique_ptr<grpc::Server> server;
+  GrpcConnections connections;
   asio::local::stream_protocol::acceptor* acceptor = nullptr;
   bool stopping = false;
 };
@@ -276,6 +308,7 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
 ControllerServer::ControllerServer(asio::any_io_executor io, SandboxManager& manager,
                                    BlockingPool& pool, std::string task_address)
     : impl_(std::make_unique<Impl>(std::move(io), manager, pool, std::move(task_address))) {
+  google::protobuf::SetLogHandler(&log_protobuf);
   grpc::ServerBuilder builder;
   builder.RegisterService(impl_.get());
   builder.SetMaxReceiveMessageSize(kMaxMessage);
@@ -289,9 +322,14 @@ Task<> ControllerServer::serve(UniqueFd listener) {
 }
 
 Task<> ControllerServer::stop() {
+  co_await impl_->calls.join();
   impl_->stopping = true;
   if (impl_->acceptor != nullptr) impl_->acceptor->cancel();
-  co_await impl_->calls.join();
+  auto send_away = [this] {
+    impl_->connections.send_away(kAwayTimeout);
+    return true;
+  };
+  co_await impl_->pool.run(std::move(send_away));
   // Waits for gRPC's threads, which wait for nothing of the io thread any more but OnDone.
   auto close = [server = impl_->server.get()] {
     server->Shutdown(std::chrono::system_clock::now() + kFinishTimeout);

@@ -29,8 +29,9 @@ class ControllerServer {
 
   /// Accepts until stop().
   Task<> serve(UniqueFd listener);
-  /// To be called after SandboxManager::begin_stop(): stops accepting, waits for the calls that
-  /// run, then closes gRPC, last of all, so that no call is cut as CANCELLED (T16).
+  /// To be called after SandboxManager::begin_stop(): waits for the calls that run, stops
+  /// accepting, sends the peers away and closes gRPC last of all, so that no call is cut as
+  /// CANCELLED (T16).
   Task<> stop();
 
  private:

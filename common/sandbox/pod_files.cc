@@ -3,14 +3,17 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <string_view>
+#include <utility>
 
 #include "base/files.h"
 #include "cri/runtime/v1/api.pb.h"
+#include "os/selinux.h"
 
 namespace kuasar::sandbox {
 namespace {
@@ -24,16 +27,8 @@ const cri::NamespaceOption& namespace_options(const cri::PodSandboxConfig& confi
   return config.linux().security_context().namespace_options();
 }
 
-bool has_user_namespace(const cri::PodSandboxConfig& config) {
-  const cri::NamespaceOption& options = namespace_options(config);
-  const cri::UserNamespace& userns = options.userns_options();
-  return options.has_userns_options() &&
-         (userns.mode() != cri::NODE || userns.uids_size() != 0 || userns.gids_size() != 0);
-}
-
 tl::unexpected<Error> not_supported(std::string_view field, std::string_view value) {
-  return fail(Code::kUnimplemented, "linux.security_context.{}: {} is not supported yet", field,
-              value);
+  return fail(Code::kUnimplemented, "linux.security_context.{}: {} is not supported", field, value);
 }
 
 std::string mode_name(int mode) {
@@ -97,24 +92,24 @@ bool uses_host_network(const cri::PodSandboxConfig& config) {
   return namespace_options(config).network() == cri::NODE;
 }
 
+bool uses_host_ipc(const cri::PodSandboxConfig& config) {
+  return namespace_options(config).ipc() == cri::NODE;
+}
+
+bool uses_host_pid(const cri::PodSandboxConfig& config) {
+  return namespace_options(config).pid() == cri::NODE;
+}
+
 Result<> check_supported(const cri::PodSandboxConfig& config) {
   const cri::NamespaceOption& options = namespace_options(config);
   if (options.network() != cri::POD && options.network() != cri::NODE) {
     return not_supported("namespace_options.network", mode_name(options.network()));
   }
-  if (options.pid() != cri::POD && options.pid() != cri::CONTAINER) {
+  if (options.pid() != cri::POD && options.pid() != cri::CONTAINER && options.pid() != cri::NODE) {
     return not_supported("namespace_options.pid", mode_name(options.pid()));
   }
-  if (options.ipc() != cri::POD) {
+  if (options.ipc() != cri::POD && options.ipc() != cri::NODE) {
     return not_supported("namespace_options.ipc", mode_name(options.ipc()));
-  }
-  if (has_user_namespace(config)) {
-    return not_supported("namespace_options.userns_options", "a user namespace");
-  }
-  const cri::SELinuxOption& selinux = config.linux().security_context().selinux_options();
-  if (!selinux.user().empty() || !selinux.role().empty() || !selinux.type().empty() ||
-      !selinux.level().empty()) {
-    return not_supported("selinux_options", "an SELinux label");
   }
   return {};
 }
@@ -144,15 +139,23 @@ Result<PodFiles> plan_pod_files(const cri::PodSandboxConfig& config, const HostF
 }
 
 Result<> write_pod_files(const StatePaths& paths, const std::string& sandbox_id,
-                         const PodFiles& files) {
-  CHECK_OK(write_file_atomic(paths.hostname(sandbox_id), files.hostname_file, 0644));
-  CHECK_OK(write_file_atomic(paths.hosts(sandbox_id), files.hosts_file, 0644));
-  return write_file_atomic(paths.resolv_conf(sandbox_id), files.resolv_conf_file, 0644);
+                         const PodFiles& files, const PodRoot& root, const std::string& label) {
+  const std::pair<StatePaths::Path, const std::string&> all[] = {
+      {paths.hostname(sandbox_id), files.hostname_file},
+      {paths.hosts(sandbox_id), files.hosts_file},
+      {paths.resolv_conf(sandbox_id), files.resolv_conf_file}};
+  for (const auto& [path, text] : all) {
+    CHECK_OK(write_file_atomic(path, text, 0644));
+    CHECK_OK(os::set_selinux_label(path.native(), label));
+    if (root.uid == 0 && root.gid == 0) continue;
+    if (::chown(path.c_str(), root.uid, root.gid) != 0) return fail_errno("chown", path.native());
+  }
+  return {};
 }
 
 std::vector<InjectedMount> plan_pod_mounts(const StatePaths& paths, const std::string& sandbox_id,
                                            const std::set<std::string>& destinations,
-                                           bool readonly_rootfs) {
+                                           bool readonly_rootfs, bool own_shm) {
   std::set<std::string> taken;
   for (const std::string& destination : destinations) {
     std::string normal = std::filesystem::path(destination).lexically_normal().native();
@@ -166,6 +169,7 @@ std::vector<InjectedMount> plan_pod_mounts(const StatePaths& paths, const std::s
       {"/etc/resolv.conf", paths.resolv_conf(sandbox_id).native(), {"rbind", "rprivate", access}},
       {"/dev/shm", paths.shm(sandbox_id).native(), {"rbind", "rprivate", "rw"}},
   };
+  if (!own_shm) taken.insert("/dev/shm");
   std::vector<InjectedMount> plan;
   for (const InjectedMount& mount : all) {
     if (taken.count(mount.destination) == 0) plan.push_back(mount);

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "os/namespaces.h"
+#include "sandbox/pod_userns.h"
 #include "sandbox/state_paths.h"
 
 namespace runtime::v1 {
@@ -21,8 +22,11 @@ inline constexpr std::uint64_t kShmSize = 64ULL << 20;
 /// True when the pod lives in the host's network and, with it, in the host's UTS namespace.
 bool uses_host_network(const runtime::v1::PodSandboxConfig& config);
 
-/// Refuses, by the full name of the field, what a pod asks for and this version does not do:
-/// pid NODE or TARGET, ipc NODE, a user namespace, an SELinux label (kUnimplemented). Pure.
+/// True when the pod lives in the host's IPC or PID namespace.
+bool uses_host_ipc(const runtime::v1::PodSandboxConfig& config);
+bool uses_host_pid(const runtime::v1::PodSandboxConfig& config);
+
+/// Refuses, by the full name of the field, modes of namespaces that a pod cannot have. Pure.
 Result<> check_supported(const runtime::v1::PodSandboxConfig& config);
 
 /// What a pod takes over from its host.
@@ -45,9 +49,10 @@ struct PodFiles {
 /// Pure. Text that could not stand in such a file (control characters, a host name that is none)
 /// is kInvalidArgument with the field's name.
 Result<PodFiles> plan_pod_files(const runtime::v1::PodSandboxConfig& config, const HostFiles& host);
-/// Writes the three files (0644) into the sandbox's directory, which must exist.
+/// Writes the three files (0644) into the sandbox's directory, which must exist. They belong to
+/// `root`, the host's ids of the pod's root, and have the SELinux label `label`, if any.
 Result<> write_pod_files(const StatePaths& paths, const std::string& sandbox_id,
-                         const PodFiles& files);
+                         const PodFiles& files, const PodRoot& root, const std::string& label);
 
 /// A bind mount to be added to a container's OCI spec.
 struct InjectedMount {
@@ -57,13 +62,13 @@ struct InjectedMount {
 
   bool operator==(const InjectedMount&) const = default;
 };
-/// /etc/hostname, /etc/hosts, /etc/resolv.conf and /dev/shm for one container; pure. What the
-/// spec mounts itself (`destinations`, as they stand there) is left out, except that a tmpfs on
-/// /dev/shm, the default of an OCI spec, is the caller's to drop first. The files are read-only
-/// in a container with a read-only rootfs.
+/// /etc/hostname, /etc/hosts, /etc/resolv.conf and, if the pod has one of its own (`own_shm`),
+/// /dev/shm for one container; pure. What the spec mounts itself (`destinations`, as they stand
+/// there) is left out, except that a tmpfs on /dev/shm, the default of an OCI spec, is the caller's
+/// to drop first. The files are read-only in a container with a read-only rootfs.
 std::vector<InjectedMount> plan_pod_mounts(const StatePaths& paths, const std::string& sandbox_id,
                                            const std::set<std::string>& destinations,
-                                           bool readonly_rootfs);
+                                           bool readonly_rootfs, bool own_shm);
 
 /// Kernel settings of a pod by the namespace that they belong to; absolute paths.
 struct SysctlPlan {

@@ -96,7 +96,13 @@ Result<SysctlPlan> plan_sysctls(const cri::PodSandboxConfig& config, bool defaul
                       "linux.sysctls: {} would change the host, whose network the pod uses", name);
         }
         break;
-      case Scope::kIpc: break;
+      case Scope::kIpc:
+        if (uses_host_ipc(config)) {
+          return fail(Code::kInvalidArgument,
+                      "linux.sysctls: {} would change the host, whose IPC namespace the pod uses",
+                      name);
+        }
+        break;
       case Scope::kHostname:
         return fail(Code::kInvalidArgument,
                     "linux.sysctls: {} is refused, a pod's host name is set by the field hostname",

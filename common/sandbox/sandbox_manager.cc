@@ -7,9 +7,12 @@
 #include <optional>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/ids.h"
 #include "base/log.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "os/cgroup.h"
+#include "task/cgroup_stats.h"
 #include "task/convert.h"
 #include "task/task_service.h"
 
@@ -17,6 +20,7 @@ namespace kuasar::sandbox {
 namespace {
 
 using Record = state::v1::SandboxState;
+using std::chrono::steady_clock;
 using std::chrono::system_clock;
 
 Error not_found(const std::string& id) {
@@ -59,6 +63,14 @@ struct SandboxManager::Entry {
   /// Set when the sandbox has stopped.
   Event stopped;
   bool gone = false;
+  std::set<std::string> containers;
+  /// Since when containerd's interest in it has been doubtful; not while it has containers and
+  /// somebody waits for its end.
+  steady_clock::time_point doubtful_since = steady_clock::now();
+  /// Controller.Wait has been called.
+  bool awaited = false;
+  /// Of an earlier daemon, and containerd has not been asked about it yet.
+  bool inherited = false;
 };
 
 SandboxManager::SandboxManager(asio::any_io_executor executor, BlockingPool& pool,
@@ -78,9 +90,35 @@ Result<SandboxManager::EntryPtr> SandboxManager::find_usable(const std::string& 
   return entry;
 }
 
+Task<Result<google::protobuf::Any>> SandboxManager::metrics(std::string id) const {
+  CO_TRY(const EntryPtr entry, find(id));
+  const std::string parent = entry->record.config().linux().cgroup_parent();
+  if (parent.empty()) {
+    co_return fail(
+        Code::kFailedPrecondition,
+        "sandbox {} has no cgroup of its own: linux.cgroup_parent of its config is empty", id);
+  }
+  auto read = [parent]() -> Result<google::protobuf::Any> {
+    TRY(const std::vector<std::string> dirs, os::cgroups_at(parent));
+    return task::cgroup_stats(dirs);
+  };
+  Result<google::protobuf::Any> stats = co_await pool_.run(std::move(read));
+  if (!stats)
+    co_return fail(std::move(stats).error().context("cgroup {} of sandbox {}", parent, id));
+  co_return stats;
+}
+
 Result<> SandboxManager::check_exists(const std::string& id) const {
   TRY([[maybe_unused]] const EntryPtr entry, find(id));
   return {};
+}
+
+std::vector<SandboxRecord> SandboxManager::records() const {
+  std::vector<SandboxRecord> all;
+  for (const auto& [id, entry] : entries_) {
+    all.push_back({entry->record, entry->problem ? entry->problem->words : ""});
+  }
+  return all;
 }
 
 Result<> SandboxManager::save_record(Entry& entry) {
@@ -101,7 +139,10 @@ Task<Result<>> SandboxManager::create(Record record) {
   entry->sandbox = factory_.make(entry->record);
   const std::string id = entry->record.id();
   CO_CHECK(store_.create_sandbox(id));
-  if (Result<> saved = save_record(*entry); !saved) {
+  Result<> saved = failpoint_result("pod.dir");
+  if (saved) saved = save_record(*entry);
+  if (saved) saved = failpoint_result("pod.noted");
+  if (!saved) {
     if (Result<> removed = store_.remove_sandbox(id); !removed) {
       log::error({id, {}}, "undo of a failed create: {}", removed.error().message);
     }
@@ -121,10 +162,12 @@ Task<Result<SandboxStatus>> SandboxManager::start(std::string id) {
   }
   entry->record.set_phase(Record::STARTING);
   Result<> started = save_record(*entry);
+  if (started) started = failpoint_result("pod.starting");
   if (started) started = co_await entry->sandbox->start();
   if (started) {
     entry->record.set_phase(Record::RUNNING);
     started = save_record(*entry);
+    if (started) started = failpoint_result("pod.running");
   }
   if (!started) {
     // T10: containerd 2.1 calls neither Stop nor Shutdown after a failed Start.
@@ -209,6 +252,7 @@ Task<Result<>> SandboxManager::shutdown(std::string id) {
 Task<Result<SandboxExit>> SandboxManager::wait(std::string id,
                                                std::shared_ptr<const Event> caller_gone) {
   CO_TRY(const EntryPtr entry, find(id));
+  entry->awaited = true;
   std::vector<const Event*> events = {&entry->stopped, &stopping_, caller_gone.get()};
   co_await Event::wait_any(std::move(events));
   // T16: anything but UNAVAILABLE turns the pod NOTREADY for good.
@@ -228,6 +272,7 @@ Result<SandboxStatus> SandboxManager::status(const std::string& id, bool verbose
   status.ready = entry->problem || record.phase() == Record::RUNNING;
   status.created_at = task::from_timestamp(record.created_at());
   status.exited_at = task::from_timestamp(record.exited_at());
+  status.selinux_label = record.selinux_label();
   if (verbose) status.info = verbose_info(record, entry->problem);
   return status;
 }
@@ -247,12 +292,13 @@ Task<Result<task::Attachment>> SandboxManager::attach(std::string sandbox_id,
   // The shared PID namespace's init may have come up with this container.
   Result<> saved = attached ? save_record(*entry) : Result<>();
   if (!attached || !saved) {
+    if (attached) co_await entry->sandbox->detach(container_id);
     if (Result<> removed = store_.remove_container(sandbox_id, container_id); !removed) {
       log::error({sandbox_id, container_id}, "{}", removed.error().message);
     }
-    if (attached) co_await entry->sandbox->detach(container_id);
   }
   CO_CHECK(saved);
+  if (attached) entry->containers.insert(container_id);
   co_return attached;
 }
 
@@ -260,7 +306,10 @@ Task<Result<>> SandboxManager::detach(std::string sandbox_id, std::string contai
   const auto found = entries_.find(sandbox_id);
   // Not under the mutex: stop() holds it while it removes the containers.
   if (found != entries_.end() && found->second->sandbox) {
-    co_await found->second->sandbox->detach(container_id);
+    const EntryPtr entry = found->second;
+    co_await entry->sandbox->detach(container_id);
+    entry->containers.erase(container_id);
+    entry->doubtful_since = steady_clock::now();
   }
   auto remove = [this, sandbox_id, container_id] {
     return store_.remove_container(sandbox_id, container_id);
@@ -276,11 +325,34 @@ Result<> SandboxManager::save(const std::string& sandbox_id, const state::v1::To
   return store_.save_tombstones(sandbox_id, stones);
 }
 
+std::vector<std::string> SandboxManager::suspects(std::chrono::nanoseconds grace) const {
+  std::vector<std::string> ids;
+  const auto now = steady_clock::now();
+  for (const auto& [id, entry] : entries_) {
+    if (entry->problem || entry->gone) continue;
+    const auto doubtful = now - entry->doubtful_since;
+    const bool unawaited = !entry->awaited && doubtful >= grace;
+    const bool empty = entry->containers.empty() && doubtful >= 2 * grace;
+    if (entry->inherited || unawaited || empty) ids.push_back(id);
+  }
+  return ids;
+}
+
+void SandboxManager::vouch(const std::set<std::string>& known) {
+  for (const std::string& id : known) {
+    const auto found = entries_.find(id);
+    if (found == entries_.end()) continue;
+    found->second->inherited = false;
+    found->second->doubtful_since = steady_clock::now();
+  }
+}
+
 Task<Result<>> SandboxManager::recover() {
   CO_TRY(const std::vector<LoadedSandbox> loaded, store_.load_sandboxes());
   for (const LoadedSandbox& one : loaded) {
     auto entry = std::make_shared<Entry>();
     entry->record.set_id(one.id);
+    entry->inherited = true;
     if (one.problem && one.problem->kind == StateProblem::Kind::kUnsaved) {
       if (Result<> removed = store_.remove_sandbox(one.id); !removed) {
         log::error({one.id, {}}, "{}", removed.error().message);
@@ -351,6 +423,7 @@ Task<> SandboxManager::recover_containers(EntryPtr entry) {
       entry->problem = one.problem;
     } else {
       auto record = std::make_shared<const state::v1::ContainerState>(*one.state);
+      entry->containers.insert(one.id);
       co_await tasks_->recover(store_.paths().container(id, one.id), record);
     }
   }

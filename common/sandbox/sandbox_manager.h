@@ -3,17 +3,23 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "async/blocking_pool.h"
 #include "async/event.h"
 #include "async/gate.h"
 #include "async/task_group.h"
 #include "base/error.h"
+#include "sandbox/orphan_collector.h"
 #include "sandbox/sandbox.h"
 #include "sandbox/state_store.h"
 #include "task/pods.h"
 
+namespace google::protobuf {
+class Any;
+}
 namespace kuasar::task {
 class TaskService;
 }
@@ -27,6 +33,15 @@ struct SandboxStatus {
   std::chrono::system_clock::time_point exited_at;
   /// JSON for `crictl inspectp`; only when asked for.
   std::string info;
+  /// SELinux context of the pod's processes; empty without SELinux.
+  std::string selinux_label;
+};
+
+/// A sandbox as its record has it.
+struct SandboxRecord {
+  state::v1::SandboxState state;
+  /// Why it is left alone; empty for one that is not.
+  std::string problem;
 };
 
 /// How a sandbox ended.
@@ -39,7 +54,7 @@ struct SandboxExit {
 /// the same for every technology: it serializes the calls for each, keeps the records, fans the
 /// exit out and recovers what an earlier daemon left. Lives on the io thread. stop() must have
 /// ended before it is destroyed.
-class SandboxManager : public task::Pods {
+class SandboxManager : public task::Pods, public Suspects {
  public:
   SandboxManager(asio::any_io_executor executor, BlockingPool& pool, StateStore& store,
                  SandboxFactory& factory);
@@ -51,12 +66,17 @@ class SandboxManager : public task::Pods {
   Task<Result<SandboxStatus>> start(std::string id);
   /// Unknown: success. The sandbox is NOTREADY before anything is taken away.
   Task<Result<>> stop(std::string id);
-  Task<Result<>> shutdown(std::string id);
+  Task<Result<>> shutdown(std::string id) override;
   /// Ends when the sandbox has stopped; kUnavailable when the daemon stops (T16), kCancelled when
   /// the caller has gone.
   Task<Result<SandboxExit>> wait(std::string id, std::shared_ptr<const Event> caller_gone);
   Result<SandboxStatus> status(const std::string& id, bool verbose) const;
+  /// What the kernel counts for the pod's cgroup, which is linux.cgroup_parent of its config: as
+  /// Task.Stats, for all of the pod. kFailedPrecondition for a pod without one.
+  Task<Result<google::protobuf::Any>> metrics(std::string id) const;
   Result<> check_exists(const std::string& id) const;
+  /// In order of ids.
+  std::vector<SandboxRecord> records() const;
 
   // What TaskService asks for.
   Task<Result<task::Attachment>> attach(std::string sandbox_id, std::string container_id,
@@ -64,6 +84,10 @@ class SandboxManager : public task::Pods {
   Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
   Result<> save(const state::v1::ContainerState& record) override;
   Result<> save(const std::string& sandbox_id, const state::v1::Tombstones& stones) override;
+
+  // What OrphanCollector asks for.
+  std::vector<std::string> suspects(std::chrono::nanoseconds grace) const override;
+  void vouch(const std::set<std::string>& known) override;
 
   /// Reads the state directory and takes everything over: sandboxes first, then containers.
   Task<Result<>> recover();

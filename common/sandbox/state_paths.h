@@ -12,8 +12,11 @@ namespace kuasar::sandbox {
 ///   <dir>/                              0711  tmpfs, private mount
 ///     boot_id                                 kernel's boot id; another boot's tree is removed
 ///     lock                                    flock(2) of the one daemon on this directory
+///     mounted                                 a daemon has mounted <dir>, and may unmount it
 ///     task.sock                               Task API; the name is an ABI, containerd stores it
 ///     keeper.sock                             the keeper's socket
+///     ctl.sock                          0600  kuasar-ctl's, while a daemon serves
+///     ctl/<exec id>/                    0700  FIFOs of a process that kuasar-ctl runs
 ///     journal/                          0700  unanswered requests, one file per task connection
 ///     oci/                              0700  --root of the OCI runtime
 ///     pty/                              0700  console sockets, while a runtime runs
@@ -21,7 +24,7 @@ namespace kuasar::sandbox {
 ///       <sandbox id>/                   0711
 ///         sandbox.json                  0600  state.v1.SandboxState
 ///         ns/                           0700
-///           ipc uts pid                       namespace pins (bind mounts of nsfs), as needed
+///           ipc uts pid user                  namespace pins (bind mounts of nsfs), as needed
 ///         files/                        0711  what containers see below /etc
 ///           hostname hosts resolv.conf  0644
 ///         tombstones.json             0600  state.v1.Tombstones
@@ -32,6 +35,8 @@ namespace kuasar::sandbox {
 ///             config.json                     rewritten OCI spec
 ///             runtime.log                     log of the OCI runtime's last call
 ///             init.pid                        pid file of the OCI runtime
+///             pid-target                      pin of another container's PID namespace (TARGET)
+///             lower/                          mapped lower directories, while a rootfs is mounted
 ///             exec-<exec id>.json             what an exec is to run, until it runs
 ///             exec-<exec id>.pid .log         pid file and log of its OCI runtime
 ///
@@ -45,8 +50,12 @@ class StatePaths {
   const Path& root() const { return root_; }
   Path boot_id() const { return root_ / "boot_id"; }
   Path lock() const { return root_ / "lock"; }
+  Path mount_mark() const { return root_ / "mounted"; }
   Path task_socket() const { return root_ / "task.sock"; }
   Path keeper_socket() const { return root_ / "keeper.sock"; }
+  Path ctl_socket() const { return root_ / "ctl.sock"; }
+  Path ctl_execs() const { return root_ / "ctl"; }
+  Path ctl_exec(std::string_view id) const { return ctl_execs() / id; }
   Path journals() const { return root_ / "journal"; }
   Path runtime_root() const { return root_ / "oci"; }
   Path consoles() const { return root_ / "pty"; }
@@ -56,7 +65,7 @@ class StatePaths {
   Path sandbox_file(std::string_view id) const { return sandbox(id) / "sandbox.json"; }
   Path tombstones(std::string_view id) const { return sandbox(id) / "tombstones.json"; }
   Path namespaces(std::string_view id) const { return sandbox(id) / "ns"; }
-  /// `kind` as in /proc/PID/ns: "ipc", "uts", "pid".
+  /// `kind` as in /proc/PID/ns: "ipc", "uts", "pid", "user".
   Path namespace_pin(std::string_view id, std::string_view kind) const {
     return namespaces(id) / kind;
   }
@@ -81,6 +90,9 @@ class StatePaths {
   }
   Path init_pid(std::string_view id, std::string_view container_id) const {
     return container(id, container_id) / "init.pid";
+  }
+  Path pid_target_pin(std::string_view id, std::string_view container_id) const {
+    return container(id, container_id) / "pid-target";
   }
 
  private:

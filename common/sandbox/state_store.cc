@@ -49,8 +49,8 @@ bool is_real_dir(const Path& path) {
 }
 
 Result<> check_is_ours(const Path& dir) {
-  constexpr std::array<std::string_view, 5> kOurs{"boot_id", "lock", "oci", "sandboxes",
-                                                  "task.sock"};
+  constexpr std::array<std::string_view, 6> kOurs{"boot_id", "lock",      "mounted",
+                                                  "oci",     "sandboxes", "task.sock"};
   TRY(const std::vector<std::string> names, names_in(dir));
   if (std::find(names.begin(), names.end(), "boot_id") != names.end()) return {};
   for (const std::string& name : names) {
@@ -99,7 +99,9 @@ Result<> claim_for_this_boot(const StatePaths& paths) {
   if (recorded && *recorded == current) return {};
   if (recorded) {
     log::info({}, "removing the state that another boot left in {}", paths.root().native());
+    const bool mounted = ::access(paths.mount_mark().c_str(), F_OK) == 0;
     CHECK_OK(remove_tree_content(paths.root(), paths.lock().filename().native()));
+    if (mounted) CHECK_OK(write_file(paths.mount_mark(), ""));
   } else if (recorded.error().err != ENOENT) {
     return fail(std::move(recorded).error());
   } else if (is_real_dir(paths.sandboxes())) {
@@ -207,11 +209,15 @@ Loaded<State> load_file(const std::string& id, const Path& file) {
   return loaded;
 }
 
+bool is_object_dir(const Path& path) {
+  return validate_id("a directory", path.filename().native()) && is_real_dir(path);
+}
+
 // The ids of a directory of objects; everything else there is logged and left alone.
 Result<std::vector<std::string>> object_ids(const Path& dir, std::string_view what) {
   TRY(std::vector<std::string> names, names_in(dir));
   std::erase_if(names, [&](const std::string& name) {
-    if (validate_id(what, name) && is_real_dir(dir / name)) return false;
+    if (is_object_dir(dir / name)) return false;
     log::warning({}, "{} is no {} directory; it is left alone", (dir / name).native(), what);
     return true;
   });
@@ -250,21 +256,32 @@ Result<> prepare_state_dir(const Path& dir) {
   if (!turn) return fail_errno("open", target);
   if (::flock(turn.get(), LOCK_EX) != 0) return fail_errno("lock", target);
 
-  if (!os::is_on_tmpfs(target)) {
-    // Executables are allowed: runc may run a sealed copy of itself out of its state directory.
-    CHECK_OK(os::mount_tmpfs(target, "kuasar", 0711, 0, false));
-  } else if (!os::is_mountpoint(target)) {
-    CHECK_OK(os::bind_mount(target, target));
-    Result<> made_private = os::make_mount_private(target);
-    if (!made_private) {
-      (void)os::unmount_all(target);
-      return made_private;
+  Rollback rollback;
+  if (!os::is_mountpoint(target)) {
+    if (!os::is_on_tmpfs(target)) {
+      // Executables are allowed: runc may run a sealed copy of itself out of its state directory.
+      CHECK_OK(os::mount_tmpfs(target, "kuasar", 0711, 0, false));
+    } else {
+      CHECK_OK(os::bind_mount(target, target));
     }
-  } else {
-    CHECK_OK(os::make_mount_private(target));
+    rollback.add([&] { (void)os::unmount_all(target); });
+    CHECK_OK(write_file(StatePaths(dir).mount_mark(), ""));
   }
+  CHECK_OK(os::make_mount_private(target));
   if (::chmod(target.c_str(), 0711) != 0) return fail_errno("chmod", target);
+  rollback.commit();
   return {};
+}
+
+void release_state_dir(const StatePaths& paths) {
+  const auto there = [](const Path& path) { return ::access(path.c_str(), F_OK) == 0; };
+  if (!there(paths.mount_mark()) || there(paths.keeper_socket())) return;
+  const Result<std::vector<std::string>> sandboxes = names_in(paths.sandboxes());
+  if (there(paths.sandboxes()) && (!sandboxes || !sandboxes->empty())) return;
+  ::unlink(paths.mount_mark().c_str());
+  if (Result<> unmounted = os::unmount_all(paths.root()); !unmounted) {
+    log::warning({}, "{}", unmounted.error().message);
+  }
 }
 
 Result<StateStore> StateStore::open(const Path& dir) {
@@ -332,6 +349,24 @@ Result<std::vector<LoadedSandbox>> StateStore::load_sandboxes() const {
     remove_temporaries(paths_.sandbox(id));
     remove_temporaries(paths_.files(id));
   }
+  return all;
+}
+
+std::vector<std::string> StateStore::unexplained() const {
+  std::vector<std::string> all;
+  const auto look = [&](const Path& dir, const auto& each) {
+    const Result<std::vector<std::string>> names = names_in(dir);
+    if (!names) return;
+    for (const std::string& name : *names) {
+      if (is_object_dir(dir / name)) {
+        each(name);
+      } else {
+        all.push_back((dir / name).native());
+      }
+    }
+  };
+  look(paths_.sandboxes(),
+       [&](const std::string& id) { look(paths_.containers(id), [](const std::string&) {}); });
   return all;
 }
 

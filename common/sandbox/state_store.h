@@ -52,6 +52,9 @@ using LoadedContainer = Loaded<state::v1::ContainerState>;
 /// holds anything but a tree of ours is refused, because a slip of --dir must not hide /etc.
 /// Needs CAP_SYS_ADMIN. A failure leaves at most the empty directory.
 Result<> prepare_state_dir(const std::filesystem::path& dir);
+/// Takes away what this daemon's prepare_state_dir(), or an earlier one's, mounted, unless a
+/// sandbox or a keeper's socket lies there. Call it with the lock held.
+void release_state_dir(const StatePaths& paths);
 
 /// The sandboxer's state on its tmpfs, one JSON file per object, each replaced as a whole. Owned
 /// by the SandboxManager. All calls are synchronous and touch only a tmpfs; remove_*() may be
@@ -72,6 +75,9 @@ class StateStore {
   /// Every sandbox in order of ids. What lies in sandboxes/ without being a directory with a
   /// valid id is logged and left alone. Temporaries that a crash left are removed.
   Result<std::vector<LoadedSandbox>> load_sandboxes() const;
+  /// The paths that load_sandboxes() and load_containers() leave alone because they are no
+  /// directory of an object.
+  std::vector<std::string> unexplained() const;
   /// Removes everything of a sandbox. Nothing there: success. A mount that is still inside is
   /// never entered: kFailedPrecondition names it, sandbox.json goes last so that a retry finds it.
   Result<> remove_sandbox(const std::string& id) const;

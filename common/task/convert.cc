@@ -17,7 +17,8 @@ Record::Phase to_record_phase(Phase phase) {
     case Phase::kCreating: return Record::CREATING;
     case Phase::kCreated:
     case Phase::kStarting: return Record::CREATED;
-    case Phase::kRunning: return Record::RUNNING;
+    case Phase::kRunning:
+    case Phase::kPaused: return Record::RUNNING;
     case Phase::kStopped: return Record::STOPPED;
     case Phase::kDeleting: return Record::DELETING;
   }
@@ -54,6 +55,24 @@ Phase from_exec_phase(ExecRecord::Phase phase) {
   }
 }
 
+state::v1::Connection to_record(const ttrpc::Peer& peer) {
+  state::v1::Connection record;
+  record.set_id(peer.id());
+  if (peer.process().pid != 0) {
+    record.mutable_peer()->set_pid(peer.process().pid);
+    record.mutable_peer()->set_start_time(peer.process().start_time);
+  }
+  return record;
+}
+
+// Closed as far as anybody knows.
+std::shared_ptr<ttrpc::Peer> from_record(const state::v1::Connection& record) {
+  const ttrpc::PeerProcess process{record.peer().pid(), record.peer().start_time()};
+  auto peer = std::make_shared<ttrpc::Peer>(record.id(), process);
+  peer->closed_event().set();
+  return peer;
+}
+
 bool has_ended(const Process& process) {
   return process.phase == Phase::kStopped || process.phase == Phase::kDeleting;
 }
@@ -67,6 +86,11 @@ ExecRecord to_record(const Process& exec) {
   record.set_stderr(exec.paths.stderr_path);
   record.set_terminal(exec.terminal);
   record.set_start_error(exec.start_error);
+  record.set_stdin_closed(exec.stdin_closed);
+  if (exec.window) {
+    record.set_width(exec.window->first);
+    record.set_height(exec.window->second);
+  }
   if (has_ended(exec)) {
     record.set_exit_status(static_cast<std::uint32_t>(exec.exit_status));
     *record.mutable_exited_at() = to_timestamp(exec.exited_at);
@@ -81,6 +105,11 @@ std::shared_ptr<Process> from_record(const ExecRecord& record) {
   exec->paths = {record.stdin(), record.stdout(), record.stderr()};
   exec->terminal = record.terminal();
   exec->start_error = record.start_error();
+  exec->stdin_closed = record.stdin_closed();
+  if (record.width() != 0 || record.height() != 0) {
+    exec->window = std::pair(static_cast<std::uint16_t>(record.width()),
+                             static_cast<std::uint16_t>(record.height()));
+  }
   exec->exit_status = static_cast<int>(record.exit_status());
   exec->exited_at = from_timestamp(record.exited_at());
   return exec;
@@ -108,6 +137,7 @@ std::string_view phase_name(Phase phase) {
     case Phase::kCreated: return "created";
     case Phase::kStarting: return "being started";
     case Phase::kRunning: return "running";
+    case Phase::kPaused: return "paused";
     case Phase::kStopped: return "stopped";
     case Phase::kDeleting: return "being deleted";
   }
@@ -120,6 +150,7 @@ std::string_view phase_name(Phase phase) {
     case Phase::kCreated:
     case Phase::kStarting: return ::containerd::v1::types::CREATED;
     case Phase::kRunning: return ::containerd::v1::types::RUNNING;
+    case Phase::kPaused: return ::containerd::v1::types::PAUSED;
     case Phase::kStopped:
     case Phase::kDeleting: return ::containerd::v1::types::STOPPED;
   }
@@ -139,6 +170,10 @@ Record to_record(const Container& container) {
   record.set_terminal(container.terminal);
   record.set_io_uid(container.io_uid);
   record.set_io_gid(container.io_gid);
+  record.set_mount_label(container.mount_label);
+  record.set_oom_kills(container.oom_kills);
+  record.set_runtime(container.runtime);
+  if (container.peer) *record.mutable_connection() = to_record(*container.peer);
   for (const auto& [id, exec] : container.execs) *record.add_execs() = to_record(*exec);
   if (has_ended(container)) {
     record.set_exit_status(static_cast<std::uint32_t>(container.exit_status));
@@ -157,6 +192,10 @@ void from_record(const Record& record, Container& container) {
   container.terminal = record.terminal();
   container.io_uid = record.io_uid();
   container.io_gid = record.io_gid();
+  container.mount_label = record.mount_label();
+  container.oom_kills = record.oom_kills();
+  container.runtime = record.runtime();
+  if (record.has_connection()) container.peer = from_record(record.connection());
   for (const ExecRecord& exec : record.execs()) container.execs[exec.id()] = from_record(exec);
   container.exit_status = static_cast<int>(record.exit_status());
   container.exited_at = from_timestamp(record.exited_at());

@@ -10,10 +10,14 @@
 #include "async/task.h"
 #include "base/error.h"
 #include "oci/spec.h"
+#include "os/cgroup_limits.h"
 #include "os/mount.h"
 #include "os/spawner.h"
 #include "task/stdio.h"
 
+namespace google::protobuf {
+class Any;
+}
 namespace kuasar::state::v1 {
 class ContainerState;
 class ProcessIdentity;
@@ -37,8 +41,12 @@ struct ContainerPlan {
   std::vector<os::MountSpec> rootfs_mounts;
   /// Namespaces and pod mounts are already in it.
   oci::Spec spec;
+  /// For root file system mounts with the options uidmap= and gidmap=.
+  os::IdMap id_map = {};
   bool no_pivot_root = false;
   bool no_new_keyring = false;
+  /// What runtime_for() has answered.
+  std::string runtime;
 };
 
 /// Everything that a driver needs to add a process to a container.
@@ -50,13 +58,39 @@ struct ExecPlan {
   std::string process_file;
 };
 
+/// What checkpoint() writes, and how; the fields are those of containerd's CheckpointOptions.
+struct CheckpointPlan {
+  std::string container;
+  /// Where the image goes; made when it does not exist.
+  std::string image_path;
+  /// Of the log and other temporary files; empty: a directory of the container's.
+  std::string work_path;
+  /// End the container once the image is written.
+  bool exit = false;
+  bool open_tcp = false;
+  bool external_unix_sockets = false;
+  bool terminal = false;
+  bool file_locks = false;
+  std::vector<std::string> empty_namespaces;
+  std::string cgroups_mode;
+  /// The image is there, written by an earlier daemon's call: its end is waited for, and no other
+  /// is begun.
+  bool written = false;
+};
+
 /// What an isolation technology does to containers, below TaskService: it keeps the kernel
 /// objects, TaskService keeps the states. Runs on the io thread; calls for one container come one
-/// at a time, except those about execs, wait_exit, signal, pids and host_pid. remove() may be
-/// called for a container that is half made, already gone or unknown, and must then succeed.
+/// at a time, except those about execs, wait_exit, wait_oom, signal, stats, pids and host_pid.
+/// remove() may be called for a container that is half made, already gone or unknown, and must then
+/// succeed.
 class ContainerDriver {
  public:
   virtual ~ContainerDriver() = default;
+
+  /// The name of the OCI runtime for a container whose runtime handler names `binary` (empty when
+  /// it names none). It goes into the container's record, so that every later call about it, also
+  /// of another daemon with another configuration, uses the same.
+  virtual Result<std::string> runtime_for(const std::string& binary) = 0;
 
   /// Makes the container up to the point where its init waits to be started. After a failure
   /// TaskService calls remove(). `stdio` outlives the call.
@@ -73,8 +107,27 @@ class ContainerDriver {
   virtual Task<os::ExitStatus> wait_exit(ProcessRef ref) = 0;
   /// kNotFound when the process has ended.
   virtual Result<> signal(const ProcessRef& ref, int signal) = 0;
+  /// The end of a process is on record: what is left of it in the kernel may go. A zombie in a PID
+  /// namespace would keep the namespace's init from ending.
+  virtual void reap(const ProcessRef& ref) = 0;
   /// SIGKILL to every process of the container.
   virtual Task<Result<>> kill_all(std::string container) = 0;
+  /// Stops every process of the container, or lets them run on. Already so: success.
+  virtual Task<Result<>> freeze(std::string container) = 0;
+  virtual Task<Result<>> thaw(std::string container) = 0;
+  /// What the kernel says of it.
+  virtual bool frozen(const std::string& container) = 0;
+  /// All of the limits or none.
+  virtual Task<Result<>> update(std::string container, os::CgroupLimits limits) = 0;
+  /// A message of containerd's, io.containerd.cgroups.v1.Metrics or v2 (T4).
+  virtual Task<Result<google::protobuf::Any>> stats(std::string container) = 0;
+  /// How many of its processes the OOM killer has ended.
+  virtual std::uint64_t oom_kills(const std::string& container) = 0;
+  /// True when oom_kills() may have changed since the last call; false when the container is being
+  /// removed, or cannot be watched.
+  virtual Task<bool> wait_oom(std::string container) = 0;
+  /// Writes an image of the running container. A failure leaves it running.
+  virtual Task<Result<>> checkpoint(CheckpointPlan plan) = 0;
   /// Host pids of all processes; may be empty after the end.
   virtual std::vector<pid_t> pids(const std::string& container) = 0;
   /// Host pid of the process, >= 1, also after its end (T7); 0 for an exec that never ran.

@@ -21,6 +21,8 @@ class EventSink {
   /// fails; the event's time is the time of this call.
   virtual void publish(std::string ns, std::string topic,
                        const google::protobuf::MessageLite& event) = 0;
+  /// Waits until every event has been forwarded or dropped; false when `timeout` came first.
+  virtual Task<bool> drain(std::chrono::nanoseconds timeout) = 0;
 };
 
 /// Forwards events in order to containerd's event exchange over ttrpc. Owned by the daemon; lives
@@ -54,8 +56,7 @@ class EventPublisher : public EventSink {
   Task<> run();
   /// Ends run() promptly; events that wait are not forwarded any more.
   void stop();
-  /// Waits until every event has been forwarded or dropped; false when `timeout` came first.
-  Task<bool> drain(std::chrono::nanoseconds timeout);
+  Task<bool> drain(std::chrono::nanoseconds timeout) override;
 
   /// Events that wait, the one being forwarded included.
   std::size_t pending() const;

@@ -2,18 +2,20 @@
 
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/files.h"
 #include "base/log.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "oci/exec_fifo.h"
 #include "os/cgroup.h"
-#include "os/pidfd.h"
+#include "os/systemd_unit.h"
 
 namespace kuasar::task {
 namespace {
 
-std::string config_path(const std::string& dir) {
-  return dir + "/config.json";
-}
+// An init that runc has created is at its FIFO, or will be in a moment.
+constexpr std::chrono::seconds kLetGoTimeout{10};
+
 std::string pid_path(const std::string& dir) {
   return dir + "/init.pid";
 }
@@ -25,59 +27,47 @@ std::string exec_path(const std::string& dir, const std::string& exec, std::stri
   return fmt::format("{}/exec-{}.{}", dir, exec, suffix);
 }
 
-std::string process_key(const ProcessRef& ref) {
-  return fmt::format("{}/{}/process", ref.container, ref.exec.empty() ? "-" : ref.exec);
-}
-
-Error gone(const ProcessRef& ref) {
-  if (!ref.exec.empty()) {
-    return Error::make(Code::kNotFound, "exec {} of container {} has no process", ref.exec,
-                       ref.container);
-  }
-  return Error::make(Code::kNotFound, "container {} has no process", ref.container);
+// What a Start holds over a restart.
+std::string start_name(const std::string& container) {
+  return "start/" + container;
 }
 
 }  // namespace
 
-OciDriver::OciDriver(os::Spawner& spawner, BlockingPool& pool, oci::OciRuntime& runtime)
-    : spawner_(spawner), pool_(pool), runtime_(runtime) {}
+OciDriver::OciDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& holder,
+                     oci::OciRuntimes& runtimes)
+    : HostDriver(spawner, pool), holder_(holder), runtimes_(runtimes) {}
 
-OciDriver::EntryPtr OciDriver::find(const std::string& container) const {
-  const auto found = entries_.find(container);
-  return found == entries_.end() ? nullptr : found->second;
+OciDriver::OciEntryPtr OciDriver::find_oci(const std::string& container) const {
+  return std::static_pointer_cast<OciEntry>(find(container));
 }
 
-OciDriver::MemberPtr OciDriver::find(const ProcessRef& ref) const {
-  const EntryPtr entry = find(ref.container);
-  if (!entry || ref.exec.empty()) return entry ? entry->init : nullptr;
-  const auto found = entry->execs.find(ref.exec);
-  return found == entry->execs.end() ? nullptr : found->second;
+Result<std::string> OciDriver::runtime_for(const std::string& binary) {
+  Result<oci::OciRuntime*> runtime = runtimes_.find(binary);
+  if (!runtime) return fail(std::move(runtime).error().context("options.BinaryName"));
+  return (*runtime)->config().binary;
 }
 
-// Names what an OCI runtime has left behind.
-Task<Result<>> OciDriver::adopt(ProcessRef ref, MemberPtr member, pid_t pid) {
-  CO_TRY(member->process, co_await spawner_.adopt(process_key(ref), pid));
-  CO_TRY(member->start_time, os::process_start_time(pid));
-  member->pid = pid;
-  co_return Result<>();
+Task<Result<>> OciDriver::adopt_left(ProcessRef ref, MemberPtr member, pid_t pid) {
+  const char* const verb = ref.exec.empty() ? "create" : "exec";
+  Result<> adopted = co_await adopt(std::move(ref), std::move(member), pid);
+  if (adopted) co_return adopted;
+  co_return fail(std::move(adopted).error().context(
+      "OCI runtime {} failed: the process {} of its pid file", verb, pid));
 }
 
 Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
-  auto entry = std::make_shared<Entry>();
+  auto entry = std::make_shared<OciEntry>();
+  CO_TRY(entry->runtime, runtimes_.find(plan.runtime));
   entry->dir = plan.dir;
   entry->rootfs = plan.rootfs;
-  entries_[plan.id] = entry;
+  enter(plan.id, entry);
 
   CO_CHECK(plan.spec.set_root_path(plan.rootfs));
+  CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(const std::string cgroups_path, plan.spec.cgroups_path());
-  auto prepare = [dir = plan.dir, rootfs = plan.rootfs, mounts = plan.rootfs_mounts,
-                  config = plan.spec.dump()]() -> Result<> {
-    CHECK_OK(write_file(config_path(dir), config));
-    auto mounted = os::mount_all(mounts, rootfs);
-    if (!mounted) return fail(std::move(mounted).error().context("mount the root file system"));
-    return {};
-  };
-  CO_CHECK(co_await pool_.run(std::move(prepare)));
+  CO_TRY(entry->poststart_hooks, plan.spec.has_poststart_hooks());
+  CO_CHECK(co_await mount_rootfs(plan));
 
   oci::CreateArgs args;
   args.id = plan.id;
@@ -91,31 +81,48 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   args.no_new_keyring = plan.no_new_keyring;
   args.stdin_fd = stdio.stdin_fd();
   args.console_socket = stdio.console_socket();
-  CO_TRY(const pid_t pid, co_await runtime_.create(std::move(args)));
+  CO_TRY(const pid_t pid, co_await entry->runtime->create(std::move(args)));
+  CO_CHECK(failpoint_result("container.runtime"));
   ProcessRef init;
   init.container = plan.id;
-  CO_CHECK(co_await adopt(std::move(init), entry->init, pid));
+  CO_CHECK(co_await adopt_left(std::move(init), entry->init, pid));
+  CO_CHECK(failpoint_result("container.adopted"));
   CO_TRY(entry->cgroups, os::own_cgroups_of(pid));
+  entry->systemd_unit = os::systemd_unit_of(cgroups_path);
   co_return Result<>();
 }
 
 Task<Result<>> OciDriver::start(std::string container) {
-  const EntryPtr entry = find(container);
+  const OciEntryPtr entry = find_oci(container);
   if (!entry || !entry->init->process) {
     ProcessRef init;
     init.container = container;
     co_return fail(gone(init));
   }
-  Result<> started = co_await runtime_.start(container, log_path(entry->dir));
-  if (started || os::pidfd_exited(entry->init->process->pidfd.get())) co_return started;
-  // An earlier daemon died after its runtime had let the init go, which takes this FIFO away (runc
-  // libcontainer, exec.fifo): the runtime refuses to do it again.
-  const std::string runtime_state = runtime_.config().root + "/" + container;
+  const bool went_on = co_await start_without_exec(entry, container);
+  if (went_on) co_return Result<>();
+  Result<> started = co_await entry->runtime->start(container, log_path(entry->dir));
+  if (started) co_return started;
+  // An earlier daemon died after its runtime had let the init go, which takes this FIFO away
+  // (runc's and crun's exec.fifo): the runtime refuses to do it again.
+  const std::string runtime_state = entry->runtime->config().root + "/" + container;
   const bool known = ::access(runtime_state.c_str(), F_OK) == 0;
   const bool let_go = ::access((runtime_state + "/exec.fifo").c_str(), F_OK) != 0;
   if (!known || !let_go) co_return started;
   log::debug({"", container}, "started before: {}", started.error().message);
   co_return Result<>();
+}
+
+Task<bool> OciDriver::start_without_exec(OciEntryPtr entry, std::string container) {
+  std::string runtime_state = entry->runtime->config().root + "/" + container;
+  if (entry->poststart_hooks || !oci::has_runc_fifo(runtime_state)) co_return false;
+  const Result<> started =
+      co_await oci::let_init_go(holder_, pool_, start_name(container), std::move(runtime_state),
+                                *entry->init->process, kLetGoTimeout);
+  if (!started) {
+    log::debug({"", container}, "{}; asking the OCI runtime", started.error().message);
+  }
+  co_return started.has_value();
 }
 
 oci::ExecArgs OciDriver::exec_args(const ExecPlan& plan) {
@@ -129,26 +136,35 @@ oci::ExecArgs OciDriver::exec_args(const ExecPlan& plan) {
 }
 
 Task<Result<>> OciDriver::exec(ExecPlan plan, const Stdio& stdio) {
-  const EntryPtr entry = find(plan.ref.container);
+  const OciEntryPtr entry = find_oci(plan.ref.container);
   if (!entry) co_return fail(gone(plan.ref));
   oci::ExecArgs args = exec_args(plan);
   args.stdin_fd = stdio.stdin_fd();
   args.stdout_fd = stdio.stdout_fd();
   args.stderr_fd = stdio.stderr_fd();
   args.console_socket = stdio.console_socket();
-  CO_TRY(const pid_t pid, co_await runtime_.exec(std::move(args)));
+  CO_TRY(const pid_t pid, co_await entry->runtime->exec(std::move(args)));
   const auto member = std::make_shared<Member>();
   entry->execs[plan.ref.exec] = member;
-  co_return co_await adopt(plan.ref, member, pid);
+  co_return co_await adopt_left(plan.ref, member, pid);
 }
 
 Task<Result<>> OciDriver::resume_exec(ExecPlan plan) {
-  const EntryPtr entry = find(plan.ref.container);
+  const OciEntryPtr entry = find_oci(plan.ref.container);
   if (!entry) co_return fail(gone(plan.ref));
-  CO_TRY(const pid_t pid, co_await runtime_.resume_exec(exec_args(plan)));
-  const auto member = std::make_shared<Member>();
-  entry->execs[plan.ref.exec] = member;
-  co_return co_await adopt(plan.ref, member, pid);
+  CO_TRY(const pid_t pid, co_await entry->runtime->resume_exec(exec_args(plan)));
+  // A pid file has no start time: without daemon and keeper the pid may have become another's.
+  if (entry->cgroups.empty() || os::in_cgroups(pid, entry->cgroups)) {
+    const auto member = std::make_shared<Member>();
+    entry->execs[plan.ref.exec] = member;
+    Result<> adopted = co_await adopt_left(plan.ref, member, pid);
+    if (adopted || adopted.error().code != Code::kNotFound) co_return adopted;
+  }
+  // It has run: "not found" would have it run again.
+  co_return fail(Code::kUnknown,
+                 "OCI runtime exec failed: exec {} ran as pid {} and ended while no sandboxer was "
+                 "there; how is not known",
+                 plan.ref.exec, pid);
 }
 
 void OciDriver::forget_exec(const ProcessRef& ref) {
@@ -162,134 +178,65 @@ void OciDriver::forget_exec(const ProcessRef& ref) {
   }
 }
 
-Task<Result<>> OciDriver::resize(ProcessRef, std::shared_ptr<const Stdio> stdio,
-                                 std::uint16_t width, std::uint16_t height) {
-  co_return stdio->resize(width, height);
-}
-
-Task<os::ExitStatus> OciDriver::wait_exit(ProcessRef ref) {
-  const MemberPtr member = find(ref);
-  if (!member || !member->process) {
-    co_return os::ExitStatus{255, std::chrono::system_clock::now(), false};
-  }
-  co_return co_await spawner_.wait(*member->process);
-}
-
-Result<> OciDriver::signal(const ProcessRef& ref, int signal) {
-  const MemberPtr member = find(ref);
-  if (!member || !member->process) return fail(gone(ref));
-  return os::pidfd_signal(member->process->pidfd.get(), signal);
-}
-
-Task<Result<>> OciDriver::kill_all(std::string container) {
-  const EntryPtr entry = find(container);
-  if (!entry) co_return Result<>();
-  if (entry->init->process) {
-    Result<> sent = os::pidfd_signal(entry->init->process->pidfd.get(), 9);
-    if (!sent && sent.error().code != Code::kNotFound) co_return sent;
-  }
-  if (entry->cgroups.empty()) co_return Result<>();
-  auto kill = [dirs = entry->cgroups] { return os::kill_cgroup(dirs); };
-  co_return co_await pool_.run(std::move(kill));
-}
-
-std::vector<pid_t> OciDriver::pids(const std::string& container) {
-  const EntryPtr entry = find(container);
-  return entry ? os::cgroup_pids(entry->cgroups) : std::vector<pid_t>{};
-}
-
-pid_t OciDriver::host_pid(const ProcessRef& ref) {
-  const MemberPtr member = find(ref);
-  const pid_t pid = member ? member->pid : 0;
-  return pid == 0 && ref.exec.empty() ? 1 : pid;
+Task<Result<>> OciDriver::checkpoint(CheckpointPlan plan) {
+  const OciEntryPtr entry = find_oci(plan.container);
+  if (!entry) co_return fail(Code::kNotFound, "container {} not found", plan.container);
+  oci::CheckpointArgs args;
+  args.id = plan.container;
+  args.written = plan.written;
+  args.log_file = entry->dir + "/checkpoint.log";
+  args.flags.image_path = plan.image_path;
+  args.flags.work_path = plan.work_path.empty() ? entry->dir + "/criu" : plan.work_path;
+  args.flags.leave_running = !plan.exit;
+  args.flags.open_tcp = plan.open_tcp;
+  args.flags.external_unix_sockets = plan.external_unix_sockets;
+  args.flags.shell_job = plan.terminal;
+  args.flags.file_locks = plan.file_locks;
+  args.flags.empty_namespaces = std::move(plan.empty_namespaces);
+  args.flags.cgroups_mode = std::move(plan.cgroups_mode);
+  CO_CHECK(make_dir(args.flags.image_path));
+  CO_CHECK(make_dir(args.flags.work_path));
+  co_return co_await entry->runtime->checkpoint(std::move(args));
 }
 
 Task<Result<>> OciDriver::remove(std::string container) {
-  const EntryPtr entry = find(container);
+  const OciEntryPtr entry = find_oci(container);
   if (!entry) co_return Result<>();
-  CO_CHECK(co_await kill_all(container));
+  CO_CHECK(co_await begin_remove(container));
   // The runtime is asked only about what it knows: an exec less for a create that never got there.
-  const std::string runtime_state = runtime_.config().root + "/" + container;
+  const std::string runtime_state = entry->runtime->config().root + "/" + container;
   if (::access(runtime_state.c_str(), F_OK) == 0) {
-    Result<> removed = co_await runtime_.remove(container, log_path(entry->dir), false);
+    Result<> removed = co_await entry->runtime->remove(container, log_path(entry->dir), false);
     if (!removed) {
       log::debug({"", container}, "{}; again with --force", removed.error().message);
-      CO_CHECK(co_await runtime_.remove(container, log_path(entry->dir), true));
+      CO_CHECK(co_await entry->runtime->remove(container, log_path(entry->dir), true));
     }
   }
-  auto clean = [rootfs = entry->rootfs, cgroups = entry->cgroups] {
-    os::remove_cgroups(cgroups);
-    return os::unmount_all(rootfs);
-  };
-  CO_CHECK(co_await pool_.run(std::move(clean)));
-  if (entry->init->process) spawner_.acknowledge(*entry->init->process);
-  for (const auto& [id, member] : entry->execs) {
-    if (member->process) spawner_.acknowledge(*member->process);
-  }
-  entries_.erase(container);
-  runtime_.forget(container);
+  CO_CHECK(co_await finish_remove(container));
+  holder_.drop(start_name(container));
+  entry->runtime->forget(container);
   co_return Result<>();
-}
-
-void OciDriver::save(const std::string& container, state::v1::ContainerState& record) {
-  const EntryPtr entry = find(container);
-  if (!entry || entry->init->start_time == 0) return;
-  const auto note = [](const Member& member, state::v1::ProcessIdentity& identity) {
-    identity.set_pid(member.pid);
-    identity.set_start_time(member.start_time);
-  };
-  note(*entry->init, *record.mutable_init());
-  for (const std::string& dir : entry->cgroups) record.add_cgroups(dir);
-  for (state::v1::ExecState& exec : *record.mutable_execs()) {
-    const auto found = entry->execs.find(exec.id());
-    if (found != entry->execs.end()) note(*found->second, *exec.mutable_process());
-  }
-}
-
-// The process that a record names: what the spawner knows by its key counts, also when it has ended
-// meanwhile; otherwise the pid, if it is still that process.
-Task<Result<bool>> OciDriver::readopt(ProcessRef ref, MemberPtr member, pid_t pid,
-                                      unsigned long long start_time) {
-  if (pid <= 0) co_return false;
-  member->pid = pid;
-  member->start_time = start_time;
-  Result<os::Process> known = co_await spawner_.find(process_key(ref));
-  if (known && known->pid == pid) {
-    member->process = std::move(*known);
-    co_return true;
-  }
-  // The pidfd first, then the start time: the pair is then about one and the same process.
-  Result<os::Process> process = co_await spawner_.adopt(process_key(ref), pid);
-  if (!process) co_return false;
-  const Result<unsigned long long> now = os::process_start_time(pid);
-  if (!now || *now != start_time) co_return false;
-  member->process = std::move(*process);
-  co_return true;
 }
 
 Task<Result<bool>> OciDriver::recover(std::string dir,
                                       std::shared_ptr<const state::v1::ContainerState> record) {
-  auto entry = std::make_shared<Entry>();
-  entry->dir = dir;
-  entry->rootfs = record->bundle() + "/rootfs";
-  entries_[record->id()] = entry;
-  entry->cgroups = {record->cgroups().begin(), record->cgroups().end()};
+  auto entry = std::make_shared<OciEntry>();
+  CO_TRY(entry->runtime, runtimes_.find(record->runtime()));
+  recover_entry(entry, dir, *record);
   if (record->phase() == state::v1::ContainerState::CREATING) {
-    co_await runtime_.abandon_create(record->id());
+    co_await entry->runtime->abandon_create(record->id());
     co_return false;
+  }
+  if (record->phase() == state::v1::ContainerState::CREATED) {
+    const Result<std::string> config = read_file(config_path(dir));
+    const Result<oci::Spec> spec =
+        config ? oci::Spec::parse(*config) : Result<oci::Spec>(fail(config.error()));
+    entry->poststart_hooks = !spec || spec->has_poststart_hooks().value_or(true);
   }
   ProcessRef init;
   init.container = record->id();
   co_return co_await readopt(std::move(init), entry->init, record->init().pid(),
                              record->init().start_time());
-}
-
-Task<Result<bool>> OciDriver::recover_exec(ProcessRef ref, state::v1::ProcessIdentity identity) {
-  const EntryPtr entry = find(ref.container);
-  if (!entry) co_return fail(gone(ref));
-  const auto member = std::make_shared<Member>();
-  entry->execs[ref.exec] = member;
-  co_return co_await readopt(ref, member, identity.pid(), identity.start_time());
 }
 
 }  // namespace kuasar::task

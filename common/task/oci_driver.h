@@ -1,73 +1,54 @@
 #pragma once
 
-#include <map>
 #include <memory>
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "async/blocking_pool.h"
-#include "oci/runtime.h"
-#include "task/driver.h"
+#include "oci/runtimes.h"
+#include "os/fd_holder.h"
+#include "task/host_driver.h"
 
 namespace kuasar::task {
 
-/// Containers made by an OCI runtime (runc) on the host: the init is a process of this host whose
-/// pidfd we hold. The runtime is executed for create, start, exec and delete only; signals go by
-/// pidfd, a whole container's by its cgroups. To the spawner a process is named
-/// "<container>/<exec or ->/process". Owned by the daemon, lives on the io thread; mounts and
-/// cgroup walks run on the pool.
-class OciDriver : public ContainerDriver {
+/// Containers made by OCI runtimes (runc, crun) on the host. The runtime is executed for create,
+/// exec, checkpoint and delete only, for start where it is not runc or the spec has poststart
+/// hooks. Owned by the daemon, lives on the io thread; mounts run on the pool.
+class OciDriver : public HostDriver {
  public:
-  OciDriver(os::Spawner& spawner, BlockingPool& pool, oci::OciRuntime& runtime);
+  /// `holder` keeps what a Start needs over a restart.
+  OciDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& holder,
+            oci::OciRuntimes& runtimes);
 
+  Result<std::string> runtime_for(const std::string& binary) override;
   Task<Result<>> create(ContainerPlan plan, const Stdio& stdio) override;
   Task<Result<>> start(std::string container) override;
   Task<Result<>> exec(ExecPlan plan, const Stdio& stdio) override;
   void forget_exec(const ProcessRef& ref) override;
-  Task<Result<>> resize(ProcessRef ref, std::shared_ptr<const Stdio> stdio, std::uint16_t width,
-                        std::uint16_t height) override;
-  Task<os::ExitStatus> wait_exit(ProcessRef ref) override;
-  Result<> signal(const ProcessRef& ref, int signal) override;
-  Task<Result<>> kill_all(std::string container) override;
-  std::vector<pid_t> pids(const std::string& container) override;
-  pid_t host_pid(const ProcessRef& ref) override;
+  Task<Result<>> checkpoint(CheckpointPlan plan) override;
   Task<Result<>> remove(std::string container) override;
-  void save(const std::string& container, state::v1::ContainerState& record) override;
   Task<Result<bool>> recover(std::string dir,
                              std::shared_ptr<const state::v1::ContainerState> record) override;
-  Task<Result<bool>> recover_exec(ProcessRef ref, state::v1::ProcessIdentity identity) override;
   Task<Result<>> resume_exec(ExecPlan plan) override;
 
  private:
-  /// An init or an exec.
-  struct Member {
-    pid_t pid = 0;
-    unsigned long long start_time = 0;
-    /// Absent when it has not been made or was gone at recovery.
-    std::optional<os::Process> process;
+  struct OciEntry : Entry {
+    /// The container's own, from its create to its delete.
+    oci::OciRuntime* runtime;
+    /// `runc start` would do more than let the init go.
+    bool poststart_hooks = true;
   };
-  using MemberPtr = std::shared_ptr<Member>;
-  struct Entry {
-    std::string dir;
-    std::string rootfs;
-    std::vector<std::string> cgroups;
-    MemberPtr init = std::make_shared<Member>();
-    std::map<std::string, MemberPtr> execs;
-  };
-  using EntryPtr = std::shared_ptr<Entry>;
+  using OciEntryPtr = std::shared_ptr<OciEntry>;
 
-  EntryPtr find(const std::string& container) const;
-  MemberPtr find(const ProcessRef& ref) const;
-  Task<Result<>> adopt(ProcessRef ref, MemberPtr member, pid_t pid);
-  Task<Result<bool>> readopt(ProcessRef ref, MemberPtr member, pid_t pid,
-                             unsigned long long start_time);
+  OciEntryPtr find_oci(const std::string& container) const;
   static oci::ExecArgs exec_args(const ExecPlan& plan);
 
-  os::Spawner& spawner_;
-  BlockingPool& pool_;
-  oci::OciRuntime& runtime_;
-  std::map<std::string, EntryPtr> entries_;
+  /// Names what an OCI runtime has left behind.
+  Task<Result<>> adopt_left(ProcessRef ref, MemberPtr member, pid_t pid);
+  /// True when the init runs on; false: the runtime has to be asked.
+  Task<bool> start_without_exec(OciEntryPtr entry, std::string container);
+
+  os::FdHolder& holder_;
+  oci::OciRuntimes& runtimes_;
 };
 
 }  // namespace kuasar::task

@@ -6,6 +6,7 @@
 #include "async/task.h"
 #include "base/error.h"
 #include "oci/spec.h"
+#include "os/mount.h"
 
 namespace kuasar::state::v1 {
 class ContainerState;
@@ -22,6 +23,9 @@ struct Attachment {
   oci::Spec spec;
   /// The container has no PID namespace of its own: its end does not end its children (T17).
   bool shared_pid_namespace = false;
+  /// The pod's user namespace, for idmapped mounts of the root file system; nothing in it when the
+  /// pod has none.
+  os::IdMap id_map = {};
 };
 
 /// What TaskService needs to know and keep of the pods. Implemented by the sandbox layer above.
@@ -32,7 +36,9 @@ class Pods {
 
   /// Takes a container into a running pod. Errors: kNotFound (no such sandbox),
   /// kFailedPrecondition (not running, or its state cannot be used), what the spec asks for and
-  /// the pod refuses. A failure leaves nothing behind.
+  /// the pod refuses. A failure leaves nothing behind. When the spec's pid entry names another
+  /// process (TARGET), the caller sees to it that it is a live container of that sandbox, and
+  /// afterwards that it still is the same.
   virtual Task<Result<Attachment>> attach(std::string sandbox_id, std::string container_id,
                                           oci::Spec spec) = 0;
   /// Lets go of a container and removes its directory. Unknown ones: success.

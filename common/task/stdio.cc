@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "os/fifo.h"
 #include "os/pty.h"
+#include "os/selinux.h"
 
 namespace kuasar::task {
 namespace {
@@ -97,6 +98,7 @@ Result<> Stdio::open_output(Output& output) {
   output.reader = std::move(fifo.reader);
   output.writer = std::move(fifo.writer);
   CHECK_OK(give_away(output.writer.get(), plan_.uid, plan_.gid, output.path));
+  CHECK_OK(os::set_selinux_label(output.writer.get(), plan_.label));
   CHECK_OK(hold(name + ".r", output.reader.get()));
   CHECK_OK(hold(name + ".w", output.writer.get()));
   if (plan_.terminal) return {};
@@ -116,6 +118,7 @@ Result<> Stdio::open_input() {
   if (stdin_.path.empty()) return {};
   TRY(os::InputFifo fifo, os::open_input_fifo(stdin_.path, plan_.terminal));
   CHECK_OK(give_away(fifo.writer.get(), plan_.uid, plan_.gid, stdin_.path));
+  CHECK_OK(os::set_selinux_label(fifo.writer.get(), plan_.label));
   stdin_.writer = std::move(fifo.writer);
   CHECK_OK(hold("stdin.w", stdin_.writer.get()));
   if (!plan_.terminal) {
@@ -298,16 +301,33 @@ Task<> Stdio::drain(std::shared_ptr<Stdio> self, Output& output) {
     const auto state = co_await asio::this_coro::cancellation_state;
     if (state.cancelled() != asio::cancellation_type::none) co_return;
   }
+  output.draining = false;
   self->drop_writer(output);
+}
+
+Task<> Stdio::read_within(std::shared_ptr<Stdio> self, std::chrono::nanoseconds patience) {
+  const auto until = std::chrono::steady_clock::now() + patience;
+  while (self->stdout_.draining || self->stderr_.draining) {
+    if (self->closed_.is_set() || std::chrono::steady_clock::now() >= until) co_return;
+    co_await self->closed_.wait_for(kDrainPoll);
+    const auto state = co_await asio::this_coro::cancellation_state;
+    if (state.cancelled() != asio::cancellation_type::none) co_return;
+  }
 }
 
 void Stdio::close() {
   if (closed_.is_set()) return;
-  closed_.set();
-  cut_pumps();
-  drop_process_ends();
   if (console_ && !console_path_.empty()) ::unlink(console_path_.c_str());
   while (!held_.empty()) drop(std::string(*held_.begin()));
+  forsake();
+}
+
+void Stdio::forsake() {
+  if (closed_.is_set()) return;
+  closed_.set();
+  held_.clear();
+  cut_pumps();
+  drop_process_ends();
   for (Output* output : {&stdout_, &stderr_}) {
     output->reader.reset();
     output->writer.reset();

@@ -38,6 +38,8 @@ struct StdioPlan {
   /// Owner of the FIFOs where the OCI runtime cannot give them away; 0 and 0: left to it.
   uid_t uid = 0;
   gid_t gid = 0;
+  /// SELinux label of the FIFOs; empty: they keep theirs.
+  std::string label = {};
   /// An existing directory with a short path, for the console socket of a terminal.
   std::string console_dir;
   /// Whether containerd is there to read (its connection for the container is open).
@@ -91,8 +93,14 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
   void process_ended(std::chrono::nanoseconds since = {});
   /// containerd has asked about the process; does something only after its end.
   void reader_came();
+  /// Ends when what reader_came() told containerd's readers of has been read, or after `patience`;
+  /// at once when it was not called, or nothing was left.
+  static Task<> read_within(std::shared_ptr<Stdio> self, std::chrono::nanoseconds patience);
   /// Lets go of everything; running pumps are cut.
   void close();
+  /// What the holder has belongs to another Stdio of the same process from here on: closes only
+  /// what is open here.
+  void forsake();
 
  private:
   struct Output {

@@ -1,14 +1,18 @@
 #include "task/task_service.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "containerd/events/events.pb.h"
 #include "containerd/runc/v1/options.pb.h"
 #include "containerd/task/v3/task.pb.h"
 #include "kuasar/state/v1/state.pb.h"
 #include "oci/bundle.h"
+#include "oci/namespace_plan.h"
 #include "task/task_service_parts.h"
 
 namespace kuasar::task {
@@ -38,12 +42,6 @@ Result<::containerd::runc::v1::Options> runc_options(const api::CreateTaskReques
   if (!unpack_any(request.options(), options)) {
     return fail(Code::kInvalidArgument, "options: {} is not a containerd.runc.v1.Options",
                 request.options().type_url());
-  }
-  if (!options.binary_name().empty()) {
-    return fail(Code::kUnimplemented,
-                "options.BinaryName \"{}\" is not supported yet; set `runtime` in the sandboxer's "
-                "configuration",
-                options.binary_name());
   }
   return options;
 }
@@ -105,24 +103,26 @@ void TaskService::serve_on(ttrpc::Server& server) {
   add("ResizePty", &TaskService::resize_pty);
   add("CloseIO", &TaskService::close_io);
   add("Shutdown", &TaskService::shutdown);
-  for (const char* method : {"Pause", "Resume", "Checkpoint", "Update", "Stats"}) {
-    server.add_unimplemented(service, method,
-                             fmt::format("{} is not supported by this version", method));
-  }
+  add("Pause", &TaskService::pause);
+  add("Resume", &TaskService::resume);
+  add("Update", &TaskService::update);
+  add("Stats", &TaskService::stats);
+  add("Checkpoint", &TaskService::checkpoint);
 }
 
 void TaskService::publish(std::string topic, const google::protobuf::MessageLite& event) {
   events_.publish(kNamespace, std::move(topic), event);
 }
 
-void TaskService::save(const Container& container) {
+bool TaskService::save(const Container& container) {
   state::v1::ContainerState record = to_record(container);
   driver_.save(container.id, record);
-  if (Result<> saved = pods_.save(record); !saved) {
-    // What happened has happened: a full disk must not undo it. Recovery looks at the kernel.
-    log::error({container.sandbox_id, container.id}, "the container's record is out of date: {}",
-               saved.error().message);
-  }
+  const Result<> saved = pods_.save(record);
+  if (saved) return true;
+  // What happened has happened: a full disk must not undo it. Recovery looks at the kernel.
+  log::error({container.sandbox_id, container.id}, "the container's record is out of date: {}",
+             saved.error().message);
+  return false;
 }
 
 Result<TaskService::ContainerPtr> TaskService::find(const std::string& id) const {
@@ -148,17 +148,81 @@ StdioPlan TaskService::stdio_plan(const ContainerPtr& container, const Process& 
   plan.exec = process.exec;
   plan.paths = process.paths;
   plan.terminal = process.terminal;
-  // An init is alone with its FIFOs, its end (or T17) frees them; what an exec leaves behind may
-  // hold them for ever (T23).
-  plan.pump = !process.exec.empty();
+  // The init of a PID namespace is alone with its FIFOs, its end frees them; what another process
+  // leaves behind may hold them for ever (T17, T23).
+  plan.pump = !process.exec.empty() || container->shared_pid_namespace;
   plan.uid = container->io_uid;
   plan.gid = container->io_gid;
+  plan.label = container->mount_label;
   plan.console_dir = console_dir_;
-  plan.connected = [weak = std::weak_ptr<Container>(container)] {
+  plan.connected = [weak = std::weak_ptr<Container>(container), exec = process.exec] {
     const auto alive = weak.lock();
-    return alive && alive->peer && !alive->peer->closed();
+    if (!alive) return false;
+    const auto own = alive->execs.find(exec);
+    return connected(*alive) || (own != alive->execs.end() && own->second->own_reader);
   };
   return plan;
+}
+
+Result<> TaskService::open_streams(const ContainerPtr& container, Process& process) {
+  StdioPlan plan = stdio_plan(container, process);
+  TRY(process.stdio, Stdio::open(watchers_, executor_, holder_, std::move(plan)));
+  if (process.former) process.former->forsake();
+  process.former.reset();
+  return {};
+}
+
+void TaskService::close_streams(Process& process) {
+  // A former one's names are those of what was opened after it.
+  if (process.stdio) process.stdio->close();
+  if (process.former) process.former->close();
+}
+
+bool TaskService::connected(const Container& container) {
+  return container.peer && !container.peer->closed();
+}
+
+void TaskService::note_peer(Container& container, const ttrpc::CallContext& context) {
+  set_peer(container, context.peer);
+  if (context.redelivered) readers_are_there(container);
+}
+
+void TaskService::set_peer(Container& container, const std::shared_ptr<ttrpc::Peer>& peer) {
+  if (container.peer == peer) return;
+  const bool same = container.peer && container.peer->id() == peer->id();
+  container.peer = peer;
+  container.lost_since.reset();
+  if (same) return readers_are_there(container);
+  // Half made and half deleted ones are recorded by who makes or deletes them; what its pod has
+  // taken away has no record any more.
+  if (!container.taken_away && container.phase != Phase::kCreating &&
+      container.phase != Phase::kDeleting)
+    save(container);
+}
+
+// A daemon was away, containerd was not: its readers wait for the end of what has ended.
+void TaskService::readers_are_there(const Container& container) {
+  if (container.stdio) container.stdio->reader_came();
+  for (const auto& [id, exec] : container.execs) {
+    if (exec->stdio) exec->stdio->reader_came();
+  }
+}
+
+// containerd takes the bundle away when it gives a container up: what it had asked for before must
+// not happen any more.
+Result<> TaskService::check_wanted(const Container& container, const ttrpc::CallContext& context) {
+  if (!context.redelivered || ::access(container.bundle.c_str(), F_OK) == 0) return {};
+  return fail(Code::kNotFound, "container {} has been given up: its bundle {} is gone",
+              container.id, container.bundle);
+}
+
+std::vector<state::v1::ContainerState> TaskService::records() const {
+  std::vector<state::v1::ContainerState> all;
+  for (const auto& [id, container] : containers_) {
+    if (container->taken_away) continue;
+    driver_.save(id, all.emplace_back(to_record(*container)));
+  }
+  return all;
 }
 
 Task<Result<api::CreateTaskResponse>> TaskService::create(api::CreateTaskRequest request,
@@ -179,6 +243,7 @@ Task<Result<api::CreateTaskResponse>> TaskService::create(api::CreateTaskRequest
   container->paths = {request.stdin(), request.stdout(), request.stderr()};
   container->terminal = request.terminal();
   container->peer = context.peer;
+  if (auto former = undone_.extract(container->id)) container->former = std::move(former.mapped());
   containers_[container->id] = container;
   const AsyncMutex::Lock lock = co_await container->mutex.lock();
 
@@ -210,6 +275,7 @@ Task<Result<api::CreateTaskResponse>> TaskService::create(api::CreateTaskRequest
   event.set_pid(pid);
   publish("/tasks/create", event);
   watchers_.spawn(watch(container));
+  watchers_.spawn(watch_oom(container));
   co_return created(*container);
 }
 
@@ -228,43 +294,78 @@ api::StartResponse TaskService::started(const Container& container, const Proces
 Task<Result<>> TaskService::make(ContainerPtr container,
                                  std::shared_ptr<const api::CreateTaskRequest> request) {
   CO_TRY(const ::containerd::runc::v1::Options options, runc_options(*request));
+  CO_TRY(container->runtime, driver_.runtime_for(options.binary_name()));
   auto open = [path = container->bundle] { return oci::open_bundle(path); };
   CO_TRY(oci::Bundle bundle, co_await pool_.run(std::move(open)));
+  CO_CHECK(failpoint_result("container.bundle"));
   CO_TRY(const bool terminal, bundle.spec.terminal());
   if (terminal != container->terminal) {
     co_return fail(Code::kInvalidArgument, "terminal: {} here, process.terminal of config.json {}",
                    container->terminal, terminal);
   }
   const std::string sandbox_id = bundle.sandbox_id;
+  CO_TRY(const ContainerPtr target, find_target(sandbox_id, bundle.spec));
   CO_TRY(Attachment attachment,
          co_await pods_.attach(sandbox_id, container->id, std::move(bundle.spec)));
   container->sandbox_id = sandbox_id;
+  CO_CHECK(failpoint_result("container.attached"));
+  if (target) CO_CHECK(check_target(*target));
   container->shared_pid_namespace = attachment.shared_pid_namespace;
   container->dir = attachment.dir;
   container->io_uid = options.io_uid();
   container->io_gid = options.io_gid();
+  CO_TRY(container->mount_label, attachment.spec.mount_label());
   CO_CHECK(pods_.save(to_record(*container)));
-  StdioPlan streams = stdio_plan(container, *container);
-  CO_TRY(container->stdio, Stdio::open(watchers_, executor_, holder_, std::move(streams)));
+  CO_CHECK(failpoint_result("container.noted"));
+  CO_CHECK(open_streams(container, *container));
+  CO_CHECK(failpoint_result("container.streams"));
 
   ContainerPlan plan{
       container->id,           std::move(attachment.dir),  container->bundle + "/rootfs",
-      rootfs_mounts(*request), std::move(attachment.spec), options.no_pivot_root(),
-      options.no_new_keyring()};
+      rootfs_mounts(*request), std::move(attachment.spec), std::move(attachment.id_map),
+      options.no_pivot_root(), options.no_new_keyring(),   container->runtime};
   Result<> created = co_await driver_.create(std::move(plan), *container->stdio);
   container->stdio->drop_process_ends();
   CO_CHECK(created);
+  CO_CHECK(failpoint_result("container.created"));
   CO_CHECK(container->stdio->begin());
   container->phase = Phase::kCreated;
   state::v1::ContainerState record = to_record(*container);
   driver_.save(container->id, record);
-  co_return pods_.save(record);
+  CO_CHECK(pods_.save(record));
+  co_return failpoint_result("container.recorded");
+}
+
+// The container whose PID namespace the spec asks for (TARGET); none when it asks for no such one.
+Result<TaskService::ContainerPtr> TaskService::find_target(const std::string& sandbox_id,
+                                                           const oci::Spec& spec) const {
+  TRY(const pid_t pid, oci::target_pid(spec));
+  if (pid == 0) return ContainerPtr();
+  for (const auto& [id, container] : containers_) {
+    if (container->sandbox_id != sandbox_id || !check_target(*container)) continue;
+    if (driver_.host_pid(init_of(*container)) == pid) return container;
+  }
+  return fail(Code::kInvalidArgument,
+              "linux.security_context.namespace_options.pid: TARGET: process {} is no running "
+              "container of sandbox {}",
+              pid, sandbox_id);
+}
+
+// Its pid is its own as long as nobody has reaped it; signal 0 asks by pidfd.
+Result<> TaskService::check_target(const Container& target) const {
+  const bool lives = target.phase == Phase::kCreated || target.phase == Phase::kRunning;
+  if (lives && !target.gone && !target.end && driver_.signal(init_of(target), 0)) return {};
+  return fail(Code::kFailedPrecondition,
+              "linux.security_context.namespace_options.pid: TARGET: container {} has ended",
+              target.id);
 }
 
 Task<Result<api::StartResponse>> TaskService::start(api::StartRequest request,
                                                     ttrpc::CallContext context) {
   const Busy busy(*this);
   CO_TRY(const Target target, find(request.id(), request.exec_id()));
+  CO_CHECK(check_wanted(*target.container, context));
+  if (context.redelivered) note_peer(*target.container, context);
   if (!target.process->exec.empty()) co_return co_await start_exec(target, context.redelivered);
   co_return co_await start_init(target.container, context.redelivered);
 }
@@ -278,7 +379,9 @@ Task<Result<api::StartResponse>> TaskService::start_init(ContainerPtr container,
     co_return fail(Code::kFailedPrecondition, "container {} is {}, only a created one can start",
                    container->id, phase_name(container->phase));
   }
+  CO_CHECK(failpoint_result("container.start"));
   CO_CHECK(co_await driver_.start(container->id));
+  CO_CHECK(failpoint_result("container.started"));
   container->phase = Phase::kRunning;
   save(*container);
   const api::StartResponse response = started(*container, *container);
@@ -314,12 +417,14 @@ Task<> TaskService::settle_exit(ContainerPtr container, os::ExitStatus status) {
     log::warning({container->sandbox_id, container->id},
                  "its exit code is lost (it ended while no sandboxer was there); reported as 255");
   }
+  co_await tell_oom_of_the_end(container);
   container->exit_status = status.code;
   container->exited_at = status.at;
   // T12, T22: before anybody is told.
   if (container->stdio) container->stdio->process_ended();
   container->phase = Phase::kStopped;
-  save(*container);
+  // Its zombie would keep the init of a PID namespace that it shared (TARGET) from ending.
+  if (save(*container) && container->shared_pid_namespace) driver_.reap(init_of(*container));
   ev::TaskExit event;
   event.set_container_id(container->id);
   event.set_id(container->id);
@@ -331,8 +436,11 @@ Task<> TaskService::settle_exit(ContainerPtr container, os::ExitStatus status) {
 }
 
 // With the mutex held: ends what still runs, then removes the container and remembers its status.
+// Who called buries it.
 Task<Result<>> TaskService::end_and_take_away(ContainerPtr container) {
-  if (container->phase == Phase::kCreated || container->phase == Phase::kRunning) {
+  if (container->phase == Phase::kCreated || container->phase == Phase::kRunning ||
+      container->phase == Phase::kPaused) {
+    reap_ended_execs(*container);
     CO_CHECK(co_await driver_.kill_all(container->id));
     const bool ended = co_await container->ended.wait_for(kKillTimeout);
     if (!ended) {
@@ -357,8 +465,11 @@ Task<Result<>> TaskService::end_and_take_away(ContainerPtr container) {
   event.set_pid(static_cast<std::uint32_t>(pid));
   fill_exit(event, *container);
   publish("/tasks/delete", event);
-  bury(container);
   co_return Result<>();
+}
+
+pid_t TaskService::init_pid(const Container& container) const {
+  return container.taken_away.value_or(driver_.host_pid(init_of(container)));
 }
 
 void TaskService::bury(const ContainerPtr& container) {
@@ -369,7 +480,7 @@ void TaskService::bury(const ContainerPtr& container) {
 
 Task<Result<>> TaskService::take_away(ContainerPtr container) {
   CO_CHECK(co_await driver_.remove(container->id));
-  if (container->stdio) container->stdio->close();
+  close_streams(*container);
   if (container->sandbox_id.empty()) co_return Result<>();
   co_return co_await pods_.detach(container->sandbox_id, container->id);
 }

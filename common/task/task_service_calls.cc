@@ -12,26 +12,39 @@
 // The calls that change no container: what is asked about it, and what is said to its processes.
 
 namespace kuasar::task {
+namespace {
+
+// containerd itself waits for 2 s (io.containerd.timeout.task.state).
+constexpr std::chrono::milliseconds kReadersPatience(1000);
+
+}  // namespace
 
 Task<Result<api::StateResponse>> TaskService::state(api::StateRequest request,
                                                     ttrpc::CallContext context) {
   CO_TRY(const Target target, find(request.id(), request.exec_id()));
   const auto& [container, process] = target;
   if (container->phase == Phase::kCreating) co_return fail(no_such_container(container->id));
-  container->peer = context.peer;
+  note_peer(*container, context);
+  // T22: a containerd that was away opens its readers after the first of these answers, and cancels
+  // those that have not come to open theirs after the third: they are given the time.
+  if (const auto stdio = process->stdio) {
+    co_await Stdio::read_within(stdio, kReadersPatience);
+    if (process->gone) co_return fail(not_there(*container, *process));
+    stdio->reader_came();
+  }
   api::StateResponse response;
   response.set_id(container->id);
   response.set_exec_id(process->exec);
   response.set_bundle(container->bundle);
-  response.set_pid(static_cast<std::uint32_t>(driver_.host_pid(ref_of(*container, *process))));
+  response.set_pid(static_cast<std::uint32_t>(
+      process->exec.empty() ? init_pid(*container)
+                            : driver_.host_pid(ref_of(*container, *process))));
   response.set_status(to_status(process->phase));
   response.set_stdin(process->paths.stdin_path);
   response.set_stdout(process->paths.stdout_path);
   response.set_stderr(process->paths.stderr_path);
   response.set_terminal(process->terminal);
   if (has_stopped(*process)) fill_exit(response, *process);
-  // T22: a containerd that was away opens its readers after this answer.
-  if (process->stdio) process->stdio->reader_came();
   co_return response;
 }
 
@@ -39,8 +52,23 @@ Task<Result<api::WaitResponse>> TaskService::wait(api::WaitRequest request,
                                                   ttrpc::CallContext context) {
   CO_TRY(const Target target, find(request.id(), request.exec_id()));
   const auto& [container, process] = target;
-  container->peer = context.peer;
-  std::vector<const Event*> events = {&process->exited, &context.peer->closed_event()};
+  note_peer(*container, context);
+  co_return co_await end_of(target, context.peer);
+}
+
+Task<Result<api::WaitResponse>> TaskService::await_exit(std::string id, std::string exec_id,
+                                                        std::shared_ptr<ttrpc::Peer> peer) {
+  CO_TRY(const Target target, find(id, exec_id));
+  target.process->own_reader = true;
+  Result<api::WaitResponse> end = co_await end_of(target, peer);
+  if (end && target.process->stdio) target.process->stdio->reader_came();
+  co_return end;
+}
+
+Task<Result<api::WaitResponse>> TaskService::end_of(Target target,
+                                                    std::shared_ptr<ttrpc::Peer> peer) {
+  const auto& [container, process] = target;
+  std::vector<const Event*> events = {&process->exited, &peer->closed_event()};
   co_await Event::wait_any(std::move(events));
   if (!process->exited.is_set()) co_return fail(Code::kUnavailable, "the connection is gone");
   // One that was deleted before the waiter ran still has its status.
@@ -74,6 +102,10 @@ Task<Result<Empty>> TaskService::kill(api::KillRequest request, ttrpc::CallConte
   if (!init && process->phase == Phase::kCreated) {
     co_return fail(Code::kFailedPrecondition, "{} is not started", name_of(*container, *process));
   }
+  if (init && number == SIGKILL) {
+    container->killed = true;
+    reap_ended_execs(*container);
+  }
   if (init && request.all() && number == SIGKILL) {
     CO_CHECK(co_await driver_.kill_all(container->id));
     if (context.mark_applied) context.mark_applied();
@@ -82,6 +114,9 @@ Task<Result<Empty>> TaskService::kill(api::KillRequest request, ttrpc::CallConte
   Result<> sent = driver_.signal(ref, number);
   if (!sent && sent.error().code == Code::kNotFound) co_return finished();
   CO_CHECK(sent);
+  if (container->killed && container->phase == Phase::kPaused) {
+    CO_CHECK(co_await thaw_to_die(container));
+  }
   if (init && request.all()) {
     for (const pid_t pid : driver_.pids(container->id)) {
       if (pid != driver_.host_pid(ref)) ::kill(pid, number);
@@ -110,7 +145,10 @@ Task<Result<Empty>> TaskService::resize_pty(api::ResizePtyRequest request, ttrpc
   if (process->phase == Phase::kCreating || !process->exec.empty()) {
     // Until its terminal is there the size waits for it.
     process->window = std::pair(width, height);
-    if (process->phase != Phase::kRunning) co_return Empty();
+    if (process->phase != Phase::kRunning) {
+      if (!process->exec.empty()) save(*container);
+      co_return Empty();
+    }
   }
   CO_CHECK(co_await driver_.resize(ref_of(*container, *process), process->stdio, width, height));
   co_return Empty();
@@ -120,7 +158,11 @@ Task<Result<Empty>> TaskService::close_io(api::CloseIORequest request, ttrpc::Ca
   CO_TRY(const Target target, find(request.id(), request.exec_id()));
   if (!request.stdin()) co_return Empty();
   target.process->stdin_closed = true;
-  if (target.process->stdio) target.process->stdio->close_stdin();
+  if (target.process->stdio) {
+    target.process->stdio->close_stdin();
+  } else if (!target.process->exec.empty()) {
+    save(*target.container);
+  }
   co_return Empty();
 }
 
@@ -128,10 +170,10 @@ Task<Result<api::ConnectResponse>> TaskService::connect(api::ConnectRequest requ
                                                         ttrpc::CallContext context) {
   CO_TRY(const ContainerPtr container, find(request.id()));
   if (container->phase == Phase::kCreating) co_return fail(no_such_container(container->id));
-  container->peer = context.peer;
+  note_peer(*container, context);
   api::ConnectResponse response;
   response.set_shim_pid(static_cast<std::uint32_t>(::getpid()));
-  response.set_task_pid(static_cast<std::uint32_t>(driver_.host_pid(init_of(*container))));
+  response.set_task_pid(static_cast<std::uint32_t>(init_pid(*container)));
   response.set_version("v3");
   co_return response;
 }
@@ -145,8 +187,7 @@ Task<Result<api::PidsResponse>> TaskService::pids(api::PidsRequest request, ttrp
   }
   // T7: an empty list makes a restarting containerd delete the task.
   if (response.processes().empty()) {
-    response.add_processes()->set_pid(
-        static_cast<std::uint32_t>(driver_.host_pid(init_of(*container))));
+    response.add_processes()->set_pid(static_cast<std::uint32_t>(init_pid(*container)));
   }
   co_return response;
 }

@@ -36,8 +36,9 @@ ExecPlan TaskService::exec_plan(const Container& container, const Process& exec)
 }
 
 Task<Result<Empty>> TaskService::exec(api::ExecProcessRequest request, ttrpc::CallContext context) {
-  CO_TRY(const ContainerPtr container, find(request.id()));
   CO_CHECK(validate_id("exec_id", request.exec_id()));
+  CO_TRY(const ContainerPtr container, find(request.id()));
+  CO_CHECK(check_wanted(*container, context));
   if (stopping_.is_set()) co_return fail(Code::kUnavailable, "the sandboxer is stopping");
   if (request.exec_id() == "-") {
     co_return fail(Code::kInvalidArgument, "exec_id \"-\" is the name of the init here");
@@ -102,7 +103,13 @@ Task<Result<api::StartResponse>> TaskService::start_exec(Target target, bool red
                    phase_name(container->phase), exec->exec);
   }
   exec->phase = Phase::kStarting;
-  save(*container);
+  if (!save(*container)) {
+    // A daemon after us would take it for one that never ran, and run it again.
+    exec->phase = Phase::kCreated;
+    co_return fail(Code::kResourceExhausted,
+                   "{} is not started: that cannot be written down; is the state directory full?",
+                   name_of(*container, *exec));
+  }
   Result<> ran = co_await run_exec(target);
   if (!ran) {
     log::debug({container->sandbox_id, container->id}, "exec {}: {}", exec->exec,
@@ -116,8 +123,7 @@ Task<Result<api::StartResponse>> TaskService::start_exec(Target target, bool red
 
 Task<Result<>> TaskService::run_exec(Target target) {
   const auto& [container, exec] = target;
-  StdioPlan streams = stdio_plan(container, *exec);
-  CO_TRY(exec->stdio, Stdio::open(watchers_, executor_, holder_, std::move(streams)));
+  CO_CHECK(open_streams(container, *exec));
   if (exec->stdin_closed) exec->stdio->close_stdin();
   ExecPlan plan = exec_plan(*container, *exec);
   Result<> ran = co_await driver_.exec(std::move(plan), *exec->stdio);
@@ -131,7 +137,12 @@ Task<Result<>> TaskService::begin_exec(Target target) {
   const auto& [container, exec] = target;
   Result<> begun = exec->stdio->begin();
   if (begun) {
-    if (exec->window) exec->stdio->resize(exec->window->first, exec->window->second);
+    if (!exec->window) co_return begun;
+    const Result<> sized = exec->stdio->resize(exec->window->first, exec->window->second);
+    if (!sized) {
+      log::warning({container->sandbox_id, container->id}, "size of the terminal of exec {}: {}",
+                   exec->exec, sized.error().message);
+    }
     co_return begun;
   }
   const ProcessRef ref = ref_of(*container, *exec);
@@ -160,8 +171,9 @@ void TaskService::settle_failed_start(const Target& target, const Error& why) {
   exec->exited_at = std::chrono::system_clock::now();
   // containerd waits for the end of its output before it deletes it.
   if (exec->stdio) exec->stdio->process_ended();
+  if (exec->former) exec->former->close();
   exec->phase = Phase::kStopped;
-  save(*container);
+  if (save(*container)) driver_.reap(ref_of(*container, *exec));
   exec->exited.set();
 }
 
@@ -183,7 +195,7 @@ void TaskService::settle_exec(const Target& target, os::ExitStatus status) {
   exec->exited_at = status.at;
   if (exec->stdio) exec->stdio->process_ended();
   exec->phase = Phase::kStopped;
-  save(*container);
+  if (save(*container)) driver_.reap(ref_of(*container, *exec));
   ev::TaskExit event;
   event.set_container_id(container->id);
   event.set_id(exec->exec);
@@ -214,12 +226,20 @@ Task<Result<api::DeleteResponse>> TaskService::remove_exec(Target target) {
 
 void TaskService::bury_exec(const Target& target) {
   const auto& [container, exec] = target;
-  if (exec->stdio) exec->stdio->close();
+  close_streams(*exec);
   ::unlink(exec_plan(*container, *exec).process_file.c_str());
   driver_.forget_exec(ref_of(*container, *exec));
   exec->gone = true;
   exec->exited.set();
   container->execs.erase(exec->exec);
+}
+
+// Zombies of execs whose end could not be written down; the container is to end, which they keep it
+// from.
+void TaskService::reap_ended_execs(const Container& container) {
+  for (const auto& [id, exec] : container.execs) {
+    if (exec->phase == Phase::kStopped) driver_.reap(ref_of(container, *exec));
+  }
 }
 
 // The init has ended, and with it its execs, or they have been killed (T17): they are told first.
@@ -272,6 +292,7 @@ Task<> TaskService::recover_exec(Target target,
                begun.error().message);
   }
   if (exec->phase == Phase::kStopped) {
+    driver_.reap(ref_of(*container, *exec));
     exec->stdio->process_ended(std::chrono::system_clock::now() - exec->exited_at);
     exec->exited.set();
     co_return;
@@ -293,8 +314,7 @@ Task<> TaskService::resume_start(Target target) {
   Result<> ran = co_await driver_.resume_exec(std::move(plan));
   if (ended_) co_return;
   if (!ran && ran.error().code == Code::kNotFound) {
-    exec->stdio->close();
-    exec->stdio.reset();
+    exec->former = std::move(exec->stdio);
     exec->phase = Phase::kCreated;
     save(*container);
     co_return;

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "containerd/task/v3/task.pb.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "os/pidfd.h"
 #include "task/task_service_parts.h"
 
 // How containers come over a restart of the daemon, and how they go.
@@ -32,13 +33,14 @@ Task<Result<api::DeleteResponse>> TaskService::remove(api::DeleteRequest request
   const ContainerPtr container = found->container;
   const AsyncMutex::Lock lock = co_await container->mutex.lock();
   if (container->gone) co_return fail(no_such_container(container->id));
-  if (container->phase == Phase::kRunning) {
-    co_return fail(Code::kFailedPrecondition, "container {} is running; kill it first",
-                   container->id);
+  if (container->phase == Phase::kRunning || container->phase == Phase::kPaused) {
+    co_return fail(Code::kFailedPrecondition, "container {} is {}; kill it first", container->id,
+                   phase_name(container->phase));
   }
   api::DeleteResponse response;
-  response.set_pid(static_cast<std::uint32_t>(driver_.host_pid(init_of(*container))));
-  CO_CHECK(co_await end_and_take_away(container));
+  response.set_pid(static_cast<std::uint32_t>(init_pid(*container)));
+  if (!container->taken_away) CO_CHECK(co_await end_and_take_away(container));
+  bury(container);
   fill_exit(response, *container);
   co_return response;
 }
@@ -100,6 +102,9 @@ Task<> TaskService::recover(std::string dir,
   if (container->phase == Phase::kCreating || container->phase == Phase::kDeleting) {
     log::info({container->sandbox_id, container->id}, "was half {} when the sandboxer died",
               container->phase == Phase::kCreating ? "created: undone" : "deleted: finished");
+    if (container->phase == Phase::kCreating) {
+      undone_[container->id] = std::exchange(container->stdio, nullptr);
+    }
     co_await drop_execs(container);
     if (Result<> removed = co_await take_away(container); !removed) {
       log::error({container->sandbox_id, container->id}, "{}", removed.error().message);
@@ -116,6 +121,19 @@ Task<> TaskService::recover(std::string dir,
   co_await recover_init(container, alive.value_or(false));
 }
 
+void TaskService::connections_are_back(const HeldConnections& held) {
+  for (const auto& [id, container] : containers_) {
+    if (!container->peer || connected(*container)) continue;
+    const auto found = held.find(container->peer->id());
+    if (found == held.end()) {
+      container->lost_since = std::chrono::steady_clock::now();
+    } else if (found->second) {
+      set_peer(*container, found->second);
+    }
+  }
+  for (const auto& [id, stdio] : std::exchange(undone_, {})) stdio->close();
+}
+
 Task<> TaskService::recover_init(ContainerPtr container, bool alive) {
   if (Result<> begun = container->stdio->begin(); !begun && alive) {
     log::error({container->sandbox_id, container->id}, "{}", begun.error().message);
@@ -126,7 +144,11 @@ Task<> TaskService::recover_init(ContainerPtr container, bool alive) {
     co_return;
   }
   if (alive) {
+    if (container->phase == Phase::kRunning && driver_.frozen(container->id)) {
+      container->phase = Phase::kPaused;
+    }
     watchers_.spawn(watch(container));
+    watchers_.spawn(watch_oom(container));
     co_return;
   }
   const os::ExitStatus unknown{255, std::chrono::system_clock::now(), false};
@@ -136,7 +158,7 @@ Task<> TaskService::recover_init(ContainerPtr container, bool alive) {
 std::vector<std::string> TaskService::containers_of(const std::string& sandbox_id) const {
   std::vector<std::string> ids;
   for (const auto& [id, container] : containers_) {
-    if (container->sandbox_id == sandbox_id) ids.push_back(id);
+    if (container->sandbox_id == sandbox_id && !container->taken_away) ids.push_back(id);
   }
   return ids;
 }
@@ -146,14 +168,28 @@ Task<Result<>> TaskService::remove_all(std::string sandbox_id) {
   for (const std::string& id : containers_of(sandbox_id)) {
     const auto found = containers_.find(id);
     if (found == containers_.end()) continue;
-    const ContainerPtr container = found->second;
-    const AsyncMutex::Lock lock = co_await container->mutex.lock();
-    if (container->gone) continue;
-    Result<> removed = co_await end_and_take_away(container);
+    Result<> removed = co_await take_from_pod(found->second);
     if (!removed && first) first = std::move(removed);
   }
   tombstones_.erase(sandbox_id);
   co_return first;
+}
+
+// containerd stops a pod's containers before the pod. One that it was just starting it does not.
+Task<Result<>> TaskService::take_from_pod(ContainerPtr container) {
+  const AsyncMutex::Lock lock = co_await container->mutex.lock();
+  if (container->gone || container->taken_away) co_return Result<>();
+  const pid_t pid = init_pid(*container);
+  CO_CHECK(co_await end_and_take_away(container));
+  if (connected(*container)) {
+    container->taken_away = pid;
+    container->phase = Phase::kStopped;
+    container->stdio.reset();
+    container->exited.set();
+  } else {
+    bury(container);
+  }
+  co_return Result<>();
 }
 
 Task<> TaskService::kill_all(std::string sandbox_id) {
@@ -164,34 +200,54 @@ Task<> TaskService::kill_all(std::string sandbox_id) {
   }
 }
 
-Task<> TaskService::give_up(ContainerPtr container) {
+Task<> TaskService::give_up(ContainerPtr container, std::string why) {
   const Busy busy(*this);
   const AsyncMutex::Lock lock = co_await container->mutex.lock();
-  if (container->gone) co_return;
+  if (container->gone || container->taken_away || connected(*container)) co_return;
   log::warning({container->sandbox_id, container->id},
-               "containerd has given it up (connection and bundle {} are gone): killing and "
-               "removing it",
-               container->bundle);
-  if (Result<> removed = co_await end_and_take_away(container); !removed) {
+               "containerd has given it up ({}): killing and removing it", why);
+  if (Result<> removed = co_await end_and_take_away(container); removed) {
+    bury(container);
+  } else {
     log::error({container->sandbox_id, container->id}, "{}", removed.error().message);
   }
 }
 
-// containerd never reconnects a task whose bundle it has removed (T21); such a container may have
-// been replaced already, so it must not run on.
-Task<> TaskService::sweep() {
+// Empty: it is not, or not yet. One that is given up may have been replaced already, so it must not
+// run on.
+std::string TaskService::why_given_up(const Container& container,
+                                      std::chrono::nanoseconds loss_patience) {
+  if (connected(container)) return {};
+  std::error_code ec;
+  if (!std::filesystem::exists(container.bundle, ec) && !ec) {
+    return fmt::format("connection and bundle {} are gone", container.bundle);
+  }
+  if (!container.lost_since) return {};
+  // A containerd that was killed together with us looks alive until it has been torn down, and has
+  // given nothing up: the next one connects.
+  if (std::chrono::steady_clock::now() - *container.lost_since < loss_patience) return {};
+  const ttrpc::PeerProcess& containerd = container.peer->process();
+  if (containerd.pid == 0 || !os::process_lives(containerd.pid, containerd.start_time)) return {};
+  return fmt::format("its connection was lost, and containerd, process {}, has not been restarted",
+                     containerd.pid);
+}
+
+Task<> TaskService::sweep(std::chrono::nanoseconds loss_patience) {
   while (!stopping_.is_set()) {
     std::vector<ContainerPtr> lost;
+    std::vector<ContainerPtr> forgotten;
     for (const auto& [id, container] : containers_) {
-      const bool connected = container->peer && !container->peer->closed();
-      if (!connected && container->phase != Phase::kCreating) lost.push_back(container);
+      if (connected(*container) || container->phase == Phase::kCreating) continue;
+      (container->taken_away ? forgotten : lost).push_back(container);
     }
+    for (const ContainerPtr& container : forgotten) bury(container);
+    // All at once: the last of many must be dead as soon as the first.
+    TaskGroup group(executor_);
     for (const ContainerPtr& container : lost) {
-      if (stopping_.is_set()) co_return;
-      std::error_code ec;
-      if (std::filesystem::exists(container->bundle, ec) || ec) continue;
-      co_await give_up(container);
+      std::string why = why_given_up(*container, loss_patience);
+      if (!why.empty()) group.spawn(give_up(container, std::move(why)));
     }
+    co_await group.join();
     co_await stopping_.wait_for(lost.empty() ? std::chrono::nanoseconds(kSweepInterval) : 100ms);
   }
 }

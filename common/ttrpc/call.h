@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -22,14 +24,23 @@ namespace kuasar::ttrpc {
 /// Key-value pairs of a request, in wire order; a key may occur more than once.
 using Metadata = std::vector<std::pair<std::string, std::string>>;
 
+/// The process at the other end of a connection; the pid alone may be another's by now. No pid:
+/// unknown, also when the connection was closed before we looked.
+struct PeerProcess {
+  pid_t pid = 0;
+  /// os::process_start_time().
+  unsigned long long start_time = 0;
+};
+
 /// The other end of a connection, as a handler sees it. Shared by the connection and every call
 /// that came over it; lives on the io thread.
 class Peer {
  public:
-  explicit Peer(std::uint64_t id) : id_(id) {}
+  explicit Peer(std::uint64_t id, PeerProcess process = {}) : id_(id), process_(process) {}
 
-  /// Unique within the process.
+  /// Names the connection in every process that holds it, for one boot: connection_id().
   std::uint64_t id() const { return id_; }
+  const PeerProcess& process() const { return process_; }
   /// True once the connection is gone: an answer would reach nobody.
   bool closed() const { return closed_.is_set(); }
   /// Set when the connection closes.
@@ -37,6 +48,7 @@ class Peer {
 
  private:
   std::uint64_t id_;
+  PeerProcess process_;
   Event closed_;
 };
 

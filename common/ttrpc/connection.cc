@@ -6,6 +6,7 @@
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/error.hpp>
 #include <cerrno>
+#include <memory>
 #include <utility>
 
 namespace kuasar::ttrpc {
@@ -21,10 +22,12 @@ constexpr std::size_t kFrameOverhead = 64;
 // One turn of one connection; other connections get theirs in between.
 constexpr std::size_t kReadPiece = 64U << 10;
 
-// Shared by all connections of the thread: its content never outlives a function.
+// Shared by all connections of the thread: its content never outlives a function. On the heap,
+// since glibc clears an array in thread-local storage at the start of every thread, and touches its
+// pages.
 char* scratch() {
-  thread_local std::array<char, kReadPiece> bytes;
-  return bytes.data();
+  thread_local const auto bytes = std::make_unique_for_overwrite<char[]>(kReadPiece);
+  return bytes.get();
 }
 
 int socket_option(int fd, int name) {
@@ -69,8 +72,12 @@ Result<std::shared_ptr<Connection>> Connection::adopt(asio::any_io_executor exec
   return std::shared_ptr<Connection>(new Connection(std::move(wrapped), std::move(journal)));
 }
 
-void Connection::start(std::weak_ptr<ConnectionUser> user) {
+void Connection::set_user(std::weak_ptr<ConnectionUser> user) {
   user_ = std::move(user);
+}
+
+void Connection::start(std::weak_ptr<ConnectionUser> user) {
+  set_user(std::move(user));
   read_more();
 }
 

@@ -50,6 +50,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   static Result<std::shared_ptr<Connection>> adopt(asio::any_io_executor executor, UniqueFd socket,
                                                    std::unique_ptr<Journal> journal);
 
+  /// Whom to tell of what happens before start().
+  void set_user(std::weak_ptr<ConnectionUser> user);
   /// Begins to read. The user is not kept alive; once it is gone the connection closes.
   void start(std::weak_ptr<ConnectionUser> user);
   /// Queues one whole frame that answers (or opens) `stream`. After the end it does nothing.

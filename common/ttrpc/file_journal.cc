@@ -110,8 +110,11 @@ Result<> FileJournal::read_back() {
   TRY(const std::string content, read_file(path_, kReadLimit));
   if (content.empty()) {
     size_ = sizeof(FileHeader);
-    return write_header();
+    // On a full disk the first entry that finds room brings it.
+    headed_ = write_header().has_value();
+    return {};
   }
+  headed_ = true;
   FileHeader header;
   if (content.size() < sizeof header ||
       std::memcmp(content.data(), kMagic.data(), kMagic.size()) != 0) {
@@ -165,9 +168,14 @@ Result<> FileJournal::write_header() {
 Result<> FileJournal::append(std::uint32_t stream, std::string_view frame) {
   const std::uint64_t now = boottime_ns();
   const std::string entry = encode_entry(stream, frame, now, false);
-  if (Result<> written = write_at(fd_.get(), entry, size_); !written) {
+  Result<> written = headed_ ? Result<>() : write_header();
+  if (written) {
+    headed_ = true;
+    written = write_at(fd_.get(), entry, size_);
+  }
+  if (!written) {
     // What is left of it would be ignored as half an entry.
-    const bool cut = ::ftruncate(fd_.get(), static_cast<off_t>(size_)) == 0;
+    const bool cut = ::ftruncate(fd_.get(), headed_ ? static_cast<off_t>(size_) : 0) == 0;
     if (!std::exchange(complained_, true) || !cut) {
       log::warning({},
                    "{}: {}; calls are served, but those under way would be lost with this "

@@ -18,6 +18,7 @@ namespace kuasar::ttrpc {
 /// outlive the machine). An entry is appended whole, then changes its state in place, so that an
 /// answer can be noted on a full disk too. A request that does not fit the disk any more is served
 /// all the same: it is lost only if the daemon dies before it has answered; said once per journal.
+/// So is a connection that comes when there is no room for a journal at all.
 ///
 /// Layout, in the machine's byte order: a header of 32 bytes {magic, last stream, torn flags}, then
 /// entries {state, stream, length, crc32, CLOCK_BOOTTIME ns} followed by `length` frame bytes. What
@@ -66,6 +67,8 @@ class FileJournal : public Journal {
   std::uint32_t last_stream_ = 0;
   std::uint32_t torn_ = 0;
   bool torn_at_open_ = false;
+  /// The file has its header; without one it is empty.
+  bool headed_ = false;
   bool complained_ = false;
   /// By stream, which is the order of arrival.
   std::map<std::uint32_t, Live> live_;

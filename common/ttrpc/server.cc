@@ -1,6 +1,8 @@
 #include "ttrpc/server.h"
 
+#include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/posix/stream_descriptor.hpp>
@@ -42,6 +44,20 @@ bool is_final(int accept_errno) {
 
 }  // namespace
 
+Result<std::uint64_t> connection_id(int socket) {
+  std::uint64_t cookie = 0;
+  socklen_t size = sizeof cookie;
+  if (::getsockopt(socket, SOL_SOCKET, SO_COOKIE, &cookie, &size) != 0) {
+    return fail_errno("getsockopt", "SO_COOKIE");
+  }
+  return cookie;
+}
+
+bool hung_up(int socket) {
+  pollfd entry{socket, POLLRDHUP, 0};
+  return ::poll(&entry, 1, 0) == 1 && (entry.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
 class Server::Core : public SessionHost, public std::enable_shared_from_this<Core> {
  public:
   explicit Core(asio::any_io_executor executor)
@@ -54,7 +70,8 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
 
   static Task<> serve(std::shared_ptr<Core> self, UniqueFd listener);
   static Task<> stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace);
-  void adopt(UniqueFd socket, std::unique_ptr<Journal> journal);
+  std::shared_ptr<Peer> adopt(UniqueFd socket, std::unique_ptr<Journal> journal,
+                              PeerProcess process);
   void let_go_of_all();
   std::size_t connections() const { return sessions_.size(); }
 
@@ -99,21 +116,26 @@ Result<std::shared_ptr<const Method>> Server::Core::find(const std::string& serv
   return found->second;
 }
 
-void Server::Core::adopt(UniqueFd socket, std::unique_ptr<Journal> journal) {
-  if (stopping_.is_set()) return;
-  if (Result<> allowed = check_peer(socket.get()); !allowed) {
+std::shared_ptr<Peer> Server::Core::adopt(UniqueFd socket, std::unique_ptr<Journal> journal,
+                                          PeerProcess process) {
+  if (stopping_.is_set()) return nullptr;
+  Result<std::uint64_t> id = connection_id(socket.get());
+  Result<> allowed = id ? check_peer(socket.get()) : fail(std::move(id).error());
+  if (!allowed) {
     log::warning({}, "ttrpc connection refused: {}", allowed.error().message);
     if (journal) journal->discard();
-    return;
+    return nullptr;
   }
   auto connection = Connection::adopt(executor_, std::move(socket), std::move(journal));
   if (!connection) {
     log::warning({}, "ttrpc connection refused: {}", connection.error().message);
-    return;
+    return nullptr;
   }
-  const auto session = std::make_shared<Session>(shared_from_this(), std::move(*connection));
-  sessions_[session->peer_id()] = session;
+  auto peer = std::make_shared<Peer>(*id, process);
+  const auto session = std::make_shared<Session>(shared_from_this(), std::move(*connection), peer);
+  sessions_[*id] = session;
   session->start();
+  return peer;
 }
 
 Task<> Server::Core::serve(std::shared_ptr<Core> self, UniqueFd listener) {
@@ -140,7 +162,7 @@ Task<> Server::Core::serve(std::shared_ptr<Core> self, UniqueFd listener) {
           ::accept4(descriptor.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
       if (socket) {
         complained = false;
-        self->adopt(std::move(socket), nullptr);
+        self->adopt(std::move(socket), nullptr, {});
         continue;
       }
       if (errno == EINTR || errno == ECONNABORTED) continue;
@@ -207,8 +229,9 @@ Task<> Server::serve(UniqueFd listener) {
   return Core::serve(core_, std::move(listener));
 }
 
-void Server::adopt(UniqueFd connection, std::unique_ptr<Journal> journal) {
-  core_->adopt(std::move(connection), std::move(journal));
+std::shared_ptr<Peer> Server::adopt(UniqueFd connection, std::unique_ptr<Journal> journal,
+                                    PeerProcess process) {
+  return core_->adopt(std::move(connection), std::move(journal), process);
 }
 
 Task<> Server::stop(std::chrono::nanoseconds grace) {

@@ -3,6 +3,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -25,6 +26,12 @@ inline constexpr std::size_t kMaxRunning = 1024;
 /// What Server::stop() does about running calls of a method: waits for them within its grace, or
 /// does not (a wait for a process's exit would use up the grace for nothing).
 enum class AtStop { kFinish, kCut };
+
+/// The number that the kernel gives to a socket and to no other one until the next boot; all
+/// descriptors of a socket have it (SO_COOKIE, Linux 4.12).
+Result<std::uint64_t> connection_id(int socket);
+/// True when the peer has closed its end: whatever it asked for, nobody waits for the answer.
+bool hung_up(int socket);
 
 /// Serves unary ttrpc calls on AF_UNIX stream connections. Owned by whoever composes the daemon;
 /// lives on the io thread, as all handlers do. Handlers of one connection run concurrently and
@@ -67,8 +74,10 @@ class Server {
   /// is logged once and tried again after a pause.
   Task<> serve(UniqueFd listener);
   /// Serves a connection that somebody else accepted. With a journal its unanswered requests are
-  /// run first. A peer that may not talk to us, or a descriptor that is no socket, is closed.
-  void adopt(UniqueFd connection, std::unique_ptr<Journal> journal = nullptr);
+  /// run first. A peer that may not talk to us, or a descriptor that is no socket, is closed and
+  /// gives nullptr. `process` is for the handlers.
+  std::shared_ptr<Peer> adopt(UniqueFd connection, std::unique_ptr<Journal> journal = nullptr,
+                              PeerProcess process = {});
 
   /// Stops accepting and reading (a request that was not read was not run), lets running calls
   /// finish and their answers leave for up to `grace`, closes our end of every connection (a

@@ -14,11 +14,6 @@ namespace {
 // A longer timeout is this long: the sum with now must not overflow.
 constexpr std::chrono::nanoseconds kLongestTimeout = std::chrono::hours(24 * 365);
 
-std::uint64_t next_peer_id() {
-  static std::uint64_t last = 0;
-  return ++last;
-}
-
 std::string encode_response(std::uint32_t stream, const ::ttrpc::Response& response) {
   Result<std::string> bytes = serialize_payload(response);
   if (!bytes) return {};
@@ -44,12 +39,13 @@ struct Session::Call {
   asio::steady_timer deadline;
 };
 
-Session::Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection)
-    : host_(std::move(host)),
-      connection_(std::move(connection)),
-      peer_(std::make_shared<Peer>(next_peer_id())) {}
+Session::Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection,
+                 std::shared_ptr<Peer> peer)
+    : host_(std::move(host)), connection_(std::move(connection)), peer_(std::move(peer)) {}
 
 void Session::start() {
+  // First: what is delivered again may find that the peer has gone.
+  connection_->set_user(weak_from_this());
   if (Journal* journal = connection_->journal()) {
     for (const Journal::Entry& entry : journal->unanswered()) redeliver(entry);
     last_stream_ = journal->last_stream();

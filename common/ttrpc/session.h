@@ -37,7 +37,8 @@ class SessionHost {
 /// thread.
 class Session : public ConnectionUser, public std::enable_shared_from_this<Session> {
  public:
-  Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection);
+  Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection,
+          std::shared_ptr<Peer> peer);
 
   /// Runs what the journal holds, then reads.
   void start();

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -18,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "demo/wasm_demo.h"
+#include "os/process_usage.h"
 #include "support/cri_client.h"
 #include "support/lab.h"
 #include "support/wait.h"
@@ -146,18 +149,8 @@ class Demo {
 
   // From the request to the time that containerd put before the first entry of the log.
   double milliseconds_to(const DemoContainer& container) const {
-    const std::string text = read_text(container.log);
-    std::tm parts{};
-    const char* rest = ::strptime(text.c_str(), "%Y-%m-%dT%H:%M:%S", &parts);
-    if (rest == nullptr) throw std::runtime_error("no time in " + container.log.string());
-    double seconds = static_cast<double>(::timegm(&parts));
-    char* zone = nullptr;
-    seconds += *rest == '.' ? std::strtod(rest, &zone) : 0.0;
-    if (zone != nullptr && (*zone == '+' || *zone == '-')) {
-      seconds -= (*zone == '+' ? 1 : -1) * (std::atoi(zone + 1) * 3600 + std::atoi(zone + 4) * 60);
-    }
-    const double asked = std::chrono::duration<double>(asked_.time_since_epoch()).count();
-    return (seconds - asked) * 1000;
+    const auto written = need(first_log_time(read_text(container.log)), "log");
+    return std::chrono::duration<double, std::milli>(written - asked_).count();
   }
 
   void show_processes() const {
@@ -200,20 +193,14 @@ class Demo {
 
   void show_memory() const {
     const Step step("memory");
-    const pid_t daemon = lab_.sandboxer_pid();
+    const auto daemon = need(os::memory_of(lab_.sandboxer_pid()), "memory of the daemon");
+    const auto keeper = need(os::memory_of(lab_.keeper_pid()), "memory of the keeper");
     step.done(fmt::format(
         "daemon {:.1f} MiB proportional (PSS), {:.1f} MiB private; keeper {:.1f} MiB (PSS)",
-        mebibytes(daemon, "Pss:"), mebibytes(daemon, "Private_Dirty:"),
-        mebibytes(lab_.keeper_pid(), "Pss:")));
+        mebibytes(daemon.pss), mebibytes(daemon.private_dirty), mebibytes(keeper.pss)));
   }
 
-  static double mebibytes(pid_t pid, const std::string& field) {
-    std::istringstream lines(read_text("/proc/" + std::to_string(pid) + "/smaps_rollup"));
-    for (std::string line; std::getline(lines, line);) {
-      if (line.starts_with(field)) return std::atof(line.c_str() + field.size()) / 1024;
-    }
-    return 0;
-  }
+  static double mebibytes(std::uint64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
   // The pod must not notice: READY, the same processes, and the web server still answers.
   void survive(const std::string& victim, const std::function<void()>& kill) {
@@ -290,11 +277,18 @@ void demo() {
   const Step whole("demo");
   {
     Step step("start");
-    Lab lab(sandboxers_under_test().front());
+    std::string no_wasm;
+    const std::optional<Neighbour> wasm = wasm_neighbour(no_wasm);
+    Lab lab(sandboxers_under_test().front(), "", wasm);
     const auto version = need(lab.cri().version(std::chrono::seconds(10)), "Version");
     step.done(fmt::format("{}, keeper, containerd {}: private, with two images",
                           lab.sandboxer().name, version.runtime_version()));
     Demo(lab).run();
+    step = Step("wasm");
+    const std::vector<std::string> said =
+        wasm ? run_wasm_pod(lab, *wasm) : std::vector<std::string>{"skipped: " + no_wasm};
+    step.done(said.front());
+    for (std::size_t i = 1; i < said.size(); ++i) show(said[i]);
     step = Step("shutdown");
     const int code = lab.stop_sandboxer();
     lab.stop_containerd();

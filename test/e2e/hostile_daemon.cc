@@ -16,6 +16,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -26,6 +27,7 @@
 
 #include "cri/runtime/v1/api.pb.h"
 #include "support/census_fixture.h"
+#include "support/controller_client.h"
 #include "support/lab_parts.h"
 
 extern char** environ;
@@ -47,8 +49,8 @@ fs::path executable_dir() {
 }
 
 // The environment of the daemon: the lab's OCI runtime comes first in PATH.
-std::vector<std::string> daemon_environment() {
-  std::vector<std::string> variables;
+std::vector<std::string> daemon_environment(const fs::path& failpoints) {
+  std::vector<std::string> variables = {"KUASAR_FAILPOINT_DIR=" + failpoints.native()};
   std::string path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
   for (char** variable = environ; *variable != nullptr; ++variable) {
     const std::string_view entry = *variable;
@@ -74,6 +76,10 @@ std::vector<char*> pointers(const std::vector<std::string>& strings) {
   return array;
 }
 
+fs::path failpoint_dir(const fs::path& scratch) {
+  return scratch / "failpoints";
+}
+
 pid_t spawn(const std::vector<std::string>& arguments, const fs::path& output) {
   posix_spawn_file_actions_t actions;
   ::posix_spawn_file_actions_init(&actions);
@@ -81,7 +87,8 @@ pid_t spawn(const std::vector<std::string>& arguments, const fs::path& output) {
   ::posix_spawn_file_actions_addopen(&actions, 1, output.c_str(), O_WRONLY | O_CREAT | O_APPEND,
                                      0600);
   ::posix_spawn_file_actions_adddup2(&actions, 1, 2);
-  const std::vector<std::string> environment = daemon_environment();
+  const std::vector<std::string> environment =
+      daemon_environment(failpoint_dir(output.parent_path()));
   pid_t pid = 0;
   const int error = ::posix_spawn(&pid, arguments.front().c_str(), &actions, nullptr,
                                   pointers(arguments).data(), pointers(environment).data());
@@ -162,20 +169,44 @@ std::string container_spec(const std::string& sandbox, const std::string& id,
                                {"cwd", "/"},
                                {"noNewPrivileges", true}}},
       {"root", json::object{{"path", "rootfs"}}},
-      {"mounts", json::array{json::object{{"destination", "/proc"},
-                                          {"type", "proc"},
-                                          {"source", "proc"},
-                                          {"options", json::array{"nosuid", "noexec", "nodev"}}},
-                             json::object{{"destination", "/dev"},
-                                          {"type", "tmpfs"},
-                                          {"source", "tmpfs"},
-                                          {"options", json::array{"nosuid", "mode=755"}}},
-                             bind_mount("/usr", "ro")}},
+      {"mounts",
+       json::array{json::object{{"destination", "/proc"},
+                                {"type", "proc"},
+                                {"source", "proc"},
+                                {"options", json::array{"nosuid", "noexec", "nodev"}}},
+                   json::object{{"destination", "/dev"},
+                                {"type", "tmpfs"},
+                                {"source", "tmpfs"},
+                                {"options", json::array{"nosuid", "mode=755"}}},
+                   json::object{{"destination", "/dev/pts"},
+                                {"type", "devpts"},
+                                {"source", "devpts"},
+                                {"options", json::array{"nosuid", "newinstance", "ptmxmode=0666"}}},
+                   bind_mount("/usr", "ro")}},
       {"annotations", json::object{{"io.kubernetes.cri.container-type", "container"},
                                    {"io.kubernetes.cri.sandbox-id", sandbox}}},
       {"linux",
        json::object{{"cgroupsPath", CgroupParent::path() + "/" + id}, {"namespaces", namespaces}}}};
   return json::serialize(spec);
+}
+
+// Of a daemon that has ended: it and its keeper are processes like others.
+CensusScope last_scope(const LoneDaemon& daemon) {
+  CensusScope scope;
+  scope.dirs = {daemon.dir(), daemon.listen()};
+  return scope;
+}
+
+// What stands in a --dir that stays mounted, and nothing below it. Of one that the daemon has
+// unmounted the directory itself is left.
+bool is_furniture(const std::string& line, const fs::path& dir) {
+  const auto is = [&line](const std::string& path, const char* kind) {
+    return line == "file " + path + kind;
+  };
+  return is(dir, " (directory)") || is(dir / "boot_id", "") || is(dir / "lock", "") ||
+         is(dir / "mounted", "") || is(dir / "journal", " (directory)") ||
+         is(dir / "oci", " (directory)") || is(dir / "pty", " (directory)") ||
+         is(dir / "sandboxes", " (directory)") || is(dir / "ctl", " (directory)");
 }
 
 }  // namespace
@@ -190,9 +221,18 @@ LoneDaemon::LoneDaemon() {
   }
   scratch_ = pattern;
   write_whole(config(), "");
+  fs::create_directory(failpoint_dir(scratch_));
+  before_ = Census::take_settled(last_scope(*this));
 }
 
 LoneDaemon::~LoneDaemon() {
+  if (std::uncaught_exceptions() == 0) {
+    try {
+      end();
+    } catch (const std::exception& error) {
+      FAIL_CHECK(error.what());
+    }
+  }
   kill();
   kill_keeper();
   kill_leftover_containers();
@@ -249,6 +289,24 @@ void LoneDaemon::kill() {
   }
 }
 
+bool LoneDaemon::has_failpoints() const {
+  return output().find("built with failpoints") != std::string::npos;
+}
+
+void LoneDaemon::arm(const std::string& failpoint, const std::string& action) const {
+  write_whole(failpoint_dir(scratch_) / failpoint, action);
+}
+
+bool LoneDaemon::disarm(const std::string& failpoint) const {
+  return fs::remove(failpoint_dir(scratch_) / failpoint);
+}
+
+bool LoneDaemon::died() {
+  if (!eventually([this] { return exit_code(pid_).has_value(); }, kPatience)) return false;
+  pid_ = 0;
+  return true;
+}
+
 pid_t LoneDaemon::keeper() const {
   return lab_keeper(dir());
 }
@@ -259,6 +317,52 @@ void LoneDaemon::kill_keeper() const {
   if (!eventually([this] { return keeper() == 0; })) {
     throw std::runtime_error("the keeper does not end at SIGKILL");
   }
+}
+
+void LoneDaemon::end() {
+  if (std::exchange(ended_, true)) return;
+  if (pid_ != 0) {
+    remove_pods();
+    CHECK(stop().code == 0);
+  }
+  std::error_code none;
+  const fs::path sandboxes = dir() / "sandboxes";
+  // With a pod left to keep, the directory's mount, keeper and sockets stay by design.
+  if (fs::exists(sandboxes, none) && !fs::is_empty(sandboxes, none)) {
+    leaves("mount " + dir().native());
+    kill_keeper();
+    for (const fs::path& socket : {listen(), task_socket(), dir() / "keeper.sock"}) {
+      fs::remove(socket, none);
+    }
+  }
+  std::vector<std::string> left;
+  eventually([this, &left] { return (left = remains()).empty(); });
+  INFO("the case leaves behind:" << listed(left));
+  CHECK(left.empty());
+}
+
+bool LoneDaemon::is_left_on_purpose(const std::string& line) const {
+  return std::any_of(left_on_purpose_.begin(), left_on_purpose_.end(),
+                     [&line](const std::string& part) { return line.find(part) != line.npos; });
+}
+
+void LoneDaemon::remove_pods() const {
+  ControllerClient controller(listen());
+  std::error_code none;
+  for (const auto& entry : fs::directory_iterator(dir() / "sandboxes", none)) {
+    if (is_left_on_purpose(entry.path())) continue;
+    const auto answer = controller.shutdown(entry.path().filename());
+    INFO("Shutdown of " << entry.path() << ": " << answer.message);
+    CHECK(answer.code == 0);
+  }
+}
+
+std::vector<std::string> LoneDaemon::remains() const {
+  std::vector<std::string> left = Census::diff(before_, Census::take(last_scope(*this)));
+  std::erase_if(left, [this](const std::string& line) {
+    return is_left_on_purpose(line) || is_furniture(line, dir());
+  });
+  return left;
 }
 
 bool LoneDaemon::alive() const {

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "containerd/services/sandbox/v1/sandbox.pb.h"
@@ -22,7 +23,8 @@ struct Exited {
 
 /// The runc-sandboxer under test, started without containerd on a scratch directory of its own:
 /// the hostile tests speak to its two sockets themselves. Not running after construction. Owns the
-/// process, the directory and whatever the daemon mounted there; all of it goes with it.
+/// process, the directory and whatever the daemon mounted there; all of it goes with it. A case
+/// cannot forget the census: one is taken at construction and compared at the end.
 class LoneDaemon {
  public:
   LoneDaemon();
@@ -37,7 +39,24 @@ class LoneDaemon {
   Exited stop();
   /// SIGKILL and the wait for the end.
   void kill();
+  /// What the case leaves on purpose, a path or another part of a census' line: end() neither
+  /// removes nor reports it.
+  void leaves(std::string part) { left_on_purpose_.push_back(std::move(part)); }
+  /// The end of the case, once: removes the pods that are still there, stops the daemon if it runs
+  /// and checks that the machine is as it was before the construction. The destructor calls it
+  /// unless the case has failed; a case whose own parts go first calls it before they do.
+  void end();
   bool alive() const;
+
+  /// Whether it was built with failpoints (common/base/failpoint.h); asked once it was started.
+  bool has_failpoints() const;
+  /// What happens when the daemon, or one started later, comes to the point: "kill" or "stop".
+  void arm(const std::string& failpoint, const std::string& action) const;
+  /// True when it was still armed.
+  bool disarm(const std::string& failpoint) const;
+  /// Waits until the daemon has ended by itself, at most 20 s.
+  bool died();
+
   /// The keeper's pid; 0 when there is none.
   pid_t keeper() const;
   void kill_keeper() const;
@@ -60,8 +79,16 @@ class LoneDaemon {
   Exited run_once(const std::vector<std::string>& arguments) const;
 
  private:
+  bool is_left_on_purpose(const std::string& line) const;
+  void remove_pods() const;
+  /// The final census' differences.
+  std::vector<std::string> remains() const;
+
   std::filesystem::path scratch_;
   pid_t pid_ = 0;
+  Census before_;
+  std::vector<std::string> left_on_purpose_;
+  bool ended_ = false;
 };
 
 /// What differs from `before` after at most 10 s, but for the tombstones of a sandbox that stays.

@@ -433,6 +433,8 @@ TEST_CASE("SIGTERM keeps a connection that is half way through a frame for the n
   CgroupParent cgroup;
   LoneDaemon daemon;
   daemon.start();
+  // Without a pod nothing would be kept.
+  REQUIRE(ControllerClient(daemon.listen()).create(pod_request("witness")).code == kOk);
   TtrpcProbe probe(daemon.task_socket());
   const std::string request = TtrpcProbe::request(1, "State", state_of_nobody());
   probe.send(request.substr(0, 7));

@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <functional>
-#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "containerd/task/v3/task.pb.h"
-#include "e2e/hostile_daemon.h"
+#include "e2e/hostile_stage.h"
 #include "support/census.h"
 #include "support/controller_client.h"
 #include "support/ttrpc_probe.h"
@@ -28,11 +27,11 @@ constexpr std::size_t kCallers = 16;
 // The codes that `call` returned to kCallers threads, sorted.
 std::vector<int> at_once(const std::function<int(std::size_t)>& call) {
   std::vector<int> codes(kCallers, -1);
-  std::vector<std::thread> callers;
+  std::vector<std::jthread> callers;
   for (std::size_t i = 0; i < kCallers; ++i) {
     callers.emplace_back([&codes, &call, i] { codes[i] = call(i); });
   }
-  for (std::thread& caller : callers) {
+  for (std::jthread& caller : callers) {
     caller.join();
   }
   std::sort(codes.begin(), codes.end());
@@ -70,31 +69,10 @@ Request with_id(const std::string& id) {
   return request;
 }
 
-struct Stage {
-  CgroupParent cgroup;
-  LoneDaemon daemon;
-  std::unique_ptr<ControllerClient> controller;
-
-  Stage() {
-    daemon.start();
-    controller = std::make_unique<ControllerClient>(daemon.listen());
-    REQUIRE(controller->create(pod_request("witness")).code == kOk);
-    REQUIRE(controller->start("witness").code == kOk);
-  }
-
-  void check_unharmed(const Census& before) {
-    CHECK(daemon.alive());
-    CHECK(controller->status("witness").response.state() == "SANDBOX_READY");
-    const auto left = left_behind(before, daemon);
-    INFO("left behind:" << listed(left));
-    CHECK(left.empty());
-  }
-};
-
 }  // namespace
 
 TEST_CASE("one of many equal Controller calls at once wins", "[root][e2e][hostile]") {
-  Stage stage;
+  WitnessStage stage;
   ControllerClient& controller = *stage.controller;
   const Census before = Census::take_settled(stage.daemon.scope());
   const auto created =
@@ -117,7 +95,7 @@ TEST_CASE("one of many equal Controller calls at once wins", "[root][e2e][hostil
 
 TEST_CASE("Create, Start, Stop and Shutdown of one id against one another",
           "[root][e2e][hostile]") {
-  Stage stage;
+  WitnessStage stage;
   ControllerClient& controller = *stage.controller;
   const Census before = Census::take_settled(stage.daemon.scope());
   const std::vector<int> allowed = {kOk, kNotFound, kAlreadyExists, kFailedPrecondition};
@@ -140,7 +118,7 @@ TEST_CASE("Create, Start, Stop and Shutdown of one id against one another",
 }
 
 TEST_CASE("one of many equal Task calls at once wins", "[root][e2e][hostile]") {
-  Stage stage;
+  WitnessStage stage;
   const auto request = task_request(stage.daemon, "witness", "race", {"sleep", "1000"});
   const Census before = Census::take_settled(stage.daemon.scope());
   const auto created = burst(stage.daemon, "Create", request);
@@ -163,7 +141,7 @@ TEST_CASE("one of many equal Task calls at once wins", "[root][e2e][hostile]") {
 }
 
 TEST_CASE("Controller.Shutdown while containers are created", "[root][e2e][hostile]") {
-  Stage stage;
+  WitnessStage stage;
   ControllerClient& controller = *stage.controller;
   std::vector<task::CreateTaskRequest> requests;
   for (std::size_t i = 0; i < kCallers; ++i) {
@@ -195,7 +173,7 @@ TEST_CASE("Controller.Shutdown while containers are created", "[root][e2e][hosti
 }
 
 TEST_CASE("500 idle connections leave the others their service", "[root][e2e][hostile]") {
-  Stage stage;
+  WitnessStage stage;
   const Census before = Census::take_settled(stage.daemon.scope());
   {
     std::vector<std::unique_ptr<TtrpcProbe>> idle;

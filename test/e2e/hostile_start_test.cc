@@ -14,6 +14,7 @@
 
 #include "containerd/task/v3/task.pb.h"
 #include "e2e/hostile_daemon.h"
+#include "os/mount.h"
 #include "support/controller_client.h"
 #include "support/ttrpc_probe.h"
 
@@ -66,7 +67,7 @@ struct StrangersView {
 
 StrangersView call_as_stranger(const fs::path& socket, const std::string& bytes) {
   StrangersView view;
-  std::thread stranger([&] {
+  std::jthread stranger([&] {
     if (::syscall(SYS_setresgid, kStranger, kStranger, kStranger) != 0 ||
         ::syscall(SYS_setresuid, kStranger, kStranger, kStranger) != 0) {
       return;
@@ -123,12 +124,14 @@ TEST_CASE("a second daemon on the same socket refuses and harms nothing", "[root
 TEST_CASE("what is no socket is not taken away", "[root][e2e][hostile]") {
   LoneDaemon daemon;
   write_whole(daemon.listen(), "precious");
+  daemon.leaves(daemon.listen());
   const Exited run = daemon.run_once(daemon.arguments());
   INFO(run.output);
   CHECK(run.code != 0);
   CHECK(run.code < 128);
   CHECK_THAT(run.output, ContainsSubstring(daemon.listen().native()));
   CHECK(read_whole(daemon.listen()) == "precious");
+  CHECK_FALSE(os::is_mountpoint(daemon.dir()));
 }
 
 TEST_CASE("the stale sockets of a killed daemon are taken over", "[root][e2e][hostile]") {
@@ -158,7 +161,32 @@ TEST_CASE("SIGTERM ends an idle daemon with 0, and takes its keeper and its sock
   CHECK(daemon.stop().code == 0);
   CHECK_FALSE(fs::exists(daemon.listen()));
   CHECK_FALSE(fs::exists(daemon.task_socket()));
+  CHECK_FALSE(os::is_mountpoint(daemon.dir()));
   CHECK(eventually([&] { return daemon.keeper() == 0; }));
+}
+
+TEST_CASE("SIGTERM takes the keeper along although idle clients are connected, when no pod is left",
+          "[root][e2e][hostile]") {
+  CgroupParent cgroup;
+  LoneDaemon daemon;
+  daemon.start();
+  {
+    ControllerClient controller(daemon.listen());
+    REQUIRE(controller.create(pod_request("gone")).code == kOk);
+    REQUIRE(controller.shutdown("gone").code == kOk);
+  }
+  TtrpcProbe idle(daemon.task_socket());
+  REQUIRE(idle.call("State", state_of_nobody()).code == kNotFound);
+  TtrpcProbe in_between(daemon.task_socket());
+  REQUIRE(in_between.call("State", state_of_nobody()).code == kNotFound);
+  REQUIRE(in_between.send(TtrpcProbe::request(3, "State", state_of_nobody()).substr(0, 7)));
+  CHECK(daemon.stop().code == 0);
+  CHECK(eventually([&] { return daemon.keeper() == 0; }));
+  CHECK(idle.closed_within(std::chrono::seconds(10)));
+  CHECK(in_between.closed_within(std::chrono::seconds(10)));
+  CHECK_FALSE(fs::exists(daemon.listen()));
+  daemon.start();
+  CHECK(serves(daemon));
 }
 
 TEST_CASE("T16: SIGTERM ends Controller.Wait with UNAVAILABLE", "[root][e2e][hostile]") {
@@ -169,7 +197,7 @@ TEST_CASE("T16: SIGTERM ends Controller.Wait with UNAVAILABLE", "[root][e2e][hos
   REQUIRE(controller.create(pod_request("waiting")).code == kOk);
   REQUIRE(controller.start("waiting").code == kOk);
   std::vector<int> codes(20, kOk);
-  std::vector<std::thread> waiters;
+  std::vector<std::jthread> waiters;
   for (int& code : codes) {
     waiters.emplace_back([&controller, &code] { code = controller.wait("waiting").code; });
   }
@@ -177,7 +205,7 @@ TEST_CASE("T16: SIGTERM ends Controller.Wait with UNAVAILABLE", "[root][e2e][hos
   REQUIRE(controller.status("waiting").code == kOk);
   pause_briefly();
   CHECK(daemon.stop().code == 0);
-  for (std::thread& waiter : waiters) {
+  for (std::jthread& waiter : waiters) {
     waiter.join();
   }
   CHECK(codes == std::vector<int>(20, kUnavailable));

@@ -137,6 +137,7 @@ TEST_CASE("a state file of a future version keeps its pod READY and refuses chan
   run_pod(daemon, "witness");
   REQUIRE(daemon.stop().code == 0);
   const fs::path file = daemon.sandbox_file("future");
+  daemon.leaves(file.parent_path());
   const std::string content = of_the_future(read_whole(file));
   write_whole(file, content);
   daemon.start();
@@ -176,6 +177,7 @@ TEST_CASE("a damaged state file is kept, named in the log, and harms no other po
       run_pod(daemon, "witness");
       REQUIRE(daemon.stop().code == 0);
       const fs::path file = daemon.sandbox_file("damaged");
+      daemon.leaves(file.parent_path());
       damage.inflict(file);
       const std::string content = fs::is_directory(file) ? "" : read_whole(file);
       const std::size_t old_output = daemon.output().size();
@@ -279,6 +281,7 @@ TEST_CASE("what is no sandbox is left alone below sandboxes/", "[root][e2e][host
   write_whole(sandboxes / "a file", "somebody's");
   fs::create_directory(sandboxes / "not an id");
   fs::create_symlink("/etc", sandboxes / "link");
+  for (const char* name : {"a file", "not an id", "link"}) daemon.leaves(sandboxes / name);
   const std::size_t old_output = daemon.output().size();
   daemon.start();
   ControllerClient controller(daemon.listen());
@@ -316,11 +319,12 @@ TEST_CASE("a full state disk refuses new work in words, leaves nothing and recov
   CgroupParent cgroup;
   LoneDaemon daemon;
   const SmallDisk disk(daemon.dir());
+  daemon.leaves("mount " + daemon.dir().native());
   daemon.start();
   ControllerClient controller(daemon.listen());
   run_pod(daemon, "witness");
   const auto request = task_request(daemon, "witness", "newcomer", {"sleep", "1000"});
-  const auto probe = std::make_unique<TtrpcProbe>(daemon.task_socket());
+  auto probe = std::make_unique<TtrpcProbe>(daemon.task_socket());
   task::StateRequest state_request;
   state_request.set_id("newcomer");
   REQUIRE(probe->call("State", state_request).code == kNotFound);
@@ -356,13 +360,15 @@ TEST_CASE("a full state disk refuses new work in words, leaves nothing and recov
   left = left_behind(before, daemon);
   CHECK(left == std::vector<std::string>());
   CHECK(controller.shutdown("witness").code == kOk);
-  CHECK(daemon.stop().code == 0);
+  probe.reset();
+  daemon.end();
 }
 
 TEST_CASE("a pod is stopped and removed on a full state disk", "[root][e2e][hostile]") {
   CgroupParent cgroup;
   LoneDaemon daemon;
   const SmallDisk disk(daemon.dir());
+  daemon.leaves("mount " + daemon.dir().native());
   daemon.start();
   ControllerClient controller(daemon.listen());
   run_pod(daemon, "leaver");
@@ -376,6 +382,9 @@ TEST_CASE("a pod is stopped and removed on a full state disk", "[root][e2e][host
   CHECK(shut.code == kOk);
   CHECK(controller.status("leaver").code == kNotFound);
   CHECK_FALSE(fs::exists(daemon.dir() / "sandboxes" / "leaver"));
+  CHECK(daemon.stop().code == 0);
+  disk.free();
+  daemon.end();
 }
 
 }  // namespace kuasar::test

@@ -1,8 +1,12 @@
+#include <google/protobuf/util/json_util.h>
+#include <google/protobuf/util/message_differencer.h>
+
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
 #include <filesystem>
+#include <set>
 #include <string>
 
 #include "e2e/table.h"
@@ -24,6 +28,28 @@ bool listed_ready(Case& e, const Pod& pod) {
     if (item.id() == pod.id) return item.state() == cri::SANDBOX_READY;
   }
   return false;
+}
+
+// The Controller's methods that containerd called between a pod's Start and its container's
+// Task.Create, but for those that only ask: the daemon's log tells.
+std::set<std::string> calls_before_create(Case& e, const Pod& pod, const Container& container) {
+  std::set<std::string> called;
+  const std::string of_pod = "[sandbox=" + pod.id + "] ";
+  bool started = false;
+  bool created = false;
+  for (const std::string& line : lines_of(read_text(e.lab().sandboxer_log()))) {
+    const std::size_t at = line.find(of_pod);
+    if (at == std::string::npos) continue;
+    const std::string words = line.substr(at + of_pod.size());
+    created = words.starts_with("[container=" + container.id + "] created, pid ");
+    if (created) break;
+    if (started && words.starts_with("Controller.")) called.insert(words.substr(11));
+    started = started || words == "Controller.Start";
+  }
+  REQUIRE(started);
+  REQUIRE(created);
+  for (const char* question : {"Status", "Platform", "Wait"}) called.erase(question);
+  return called;
 }
 
 }  // namespace
@@ -69,6 +95,7 @@ TEST_CASE("T1 T2 T5 T11 T26: the task endpoint in a bundle is ours, version 3, b
     CHECK(bootstrap.at("protocol").as_string() == "ttrpc");
     CHECK(bootstrap.at("address").as_string() ==
           "unix://" + (e.lab().dir() / "task.sock").string());
+    CHECK(calls_before_create(e, pod, container) == std::set<std::string>{});
   });
 }
 
@@ -244,6 +271,13 @@ TEST_CASE("Status of a pod: times, runtime handler, and full JSON for inspectp",
     const auto info = boost::json::parse(verbose->info().at("info"));
     REQUIRE(info.is_object());
     CHECK(info.as_object().size() >= 3);
+    cri::PodSandboxConfig config;
+    google::protobuf::util::JsonParseOptions options;
+    options.ignore_unknown_fields = true;
+    const std::string json = boost::json::serialize(info.at("config"));
+    INFO(json);
+    CHECK(google::protobuf::util::JsonStringToMessage(json, &config, options).ok());
+    CHECK(google::protobuf::util::MessageDifferencer::Equals(config, pod.config));
   });
 }
 

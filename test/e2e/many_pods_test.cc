@@ -19,7 +19,7 @@ void for_many(int count, int threads, const std::function<Result<>(int)>& work) 
   std::atomic<int> next{0};
   std::mutex mutex;
   std::vector<std::string> failures;
-  std::vector<std::thread> workers;
+  std::vector<std::jthread> workers;
   for (int t = 0; t < threads; ++t) {
     workers.emplace_back([&] {
       for (int i = next++; i < count; i = next++) {
@@ -30,7 +30,7 @@ void for_many(int count, int threads, const std::function<Result<>(int)>& work) 
       }
     });
   }
-  for (std::thread& worker : workers) worker.join();
+  for (std::jthread& worker : workers) worker.join();
   INFO(failures.size() << " failed, the first: " << (failures.empty() ? "" : failures.front()));
   REQUIRE(failures.empty());
 }

@@ -1,5 +1,8 @@
 #include <arpa/inet.h>
+#include <sys/ipc.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
@@ -123,6 +126,56 @@ TEST_CASE("T24: a pod's namespaces are its own, for every container, and not the
       CHECK(first[kind] != other[kind]);
       CHECK(first[kind] != host_namespace(kind));
     }
+  });
+}
+
+TEST_CASE("T24 T32: every NODE is the host's namespace, and takes no other with it",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    for (const int bits : {0, 1, 2, 3, 4, 5, 6, 7}) {
+      const bool net = (bits & 1) != 0;
+      const bool ipc = (bits & 2) != 0;
+      const bool pid = (bits & 4) != 0;
+      CAPTURE(net, ipc, pid);
+      cri::PodSandboxConfig config = net ? e.host_network_config() : e.pod_config();
+      if (ipc) namespace_options(config)->set_ipc(cri::NODE);
+      if (pid) namespace_options(config)->set_pid(cri::NODE);
+      const Pod pod = e.run_pod(config);
+      cri::ContainerConfig container = e.container_config(
+          {"sh", "-c",
+           "for ns in net ipc uts pid mnt; do echo $ns=$(readlink /proc/self/ns/$ns); done"});
+      *namespace_options(container) = *namespace_options(config);
+      const Finished end = e.run(pod, container);
+      auto seen = parse_pairs(end.log.out);
+      for (const auto& [kind, host] :
+           {std::pair{"net", net}, {"ipc", ipc}, {"uts", net}, {"pid", pid}, {"mnt", false}}) {
+        CAPTURE(kind);
+        CHECK_FALSE(seen[kind].empty());
+        CHECK((seen[kind] == host_namespace(kind)) == host);
+      }
+      e.remove(pod);
+    }
+  });
+}
+
+TEST_CASE("ipc NODE: a segment of the host is seen, and /dev/shm is the host's", "[e2e][table]") {
+  run_case([](Case& e) {
+    const int segment = ::shmget(IPC_PRIVATE, 4096, IPC_CREAT | 0600);
+    REQUIRE(segment >= 0);
+    const std::string listed = "NR > 1 && $2 == " + std::to_string(segment);
+    const std::string count = "awk '" + listed + " { n++ } END { print n + 0 }' /proc/sysvipc/shm";
+    cri::PodSandboxConfig config = e.pod_config();
+    namespace_options(config)->set_ipc(cri::NODE);
+    const Pod pod = e.run_pod(config);
+    cri::ContainerConfig container =
+        e.container_config({"sh", "-c", count + "; stat -c %d /dev/shm"});
+    namespace_options(container)->set_ipc(cri::NODE);
+    const Finished end = e.run(pod, container);
+    CHECK(e.output_of(e.run_pod(), count) == "0");
+    ::shmctl(segment, IPC_RMID, nullptr);
+    struct stat st {};
+    REQUIRE(::stat("/dev/shm", &st) == 0);
+    CHECK(end.log.out == "1\n" + std::to_string(st.st_dev) + "\n");
   });
 }
 

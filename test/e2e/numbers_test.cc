@@ -1,16 +1,16 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
-#include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "e2e/many_pods.h"
 #include "e2e/table.h"
 #include "e2e/watch.h"
+#include "support/process_figures.h"
 #include "support/wait.h"
 
 // Prints the figures of docs/RELIABILITY.md. Not part of the table: a figure is no verdict, but
@@ -21,26 +21,6 @@ namespace {
 
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
-
-long kibibytes(pid_t pid, const std::string& field) {
-  std::istringstream lines(read_text(fmt::format("/proc/{}/smaps_rollup", pid)));
-  for (std::string line; std::getline(lines, line);) {
-    if (line.starts_with(field)) return std::atol(line.c_str() + field.size());
-  }
-  return -1;
-}
-
-// User and system time of a process (proc(5), /proc/PID/stat fields 14 and 15).
-double cpu_seconds(pid_t pid) {
-  const std::string stat = read_text(fmt::format("/proc/{}/stat", pid));
-  std::istringstream fields(stat.substr(stat.rfind(')') + 2));
-  std::string skipped;
-  for (int i = 0; i < 11; ++i) fields >> skipped;
-  double user = 0;
-  double system = 0;
-  fields >> user >> system;
-  return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
-}
 
 }  // namespace
 
@@ -55,10 +35,10 @@ TEST_CASE("numbers: 100 pods, restart, memory", "[.numbers]") {
     const pid_t keeper = e.lab().keeper_pid();
     const double at_rest = cpu_seconds(keeper);
     fmt::print("numbers  keeper with {} pods: PSS {} KiB, private dirty {} KiB\n", kPods,
-               kibibytes(keeper, "Pss:"), kibibytes(keeper, "Private_Dirty:"));
+               memory(keeper).pss / 1024, memory(keeper).private_dirty / 1024);
     fmt::print("numbers  daemon with {} pods: PSS {} KiB, private dirty {} KiB\n", kPods,
-               kibibytes(e.lab().sandboxer_pid(), "Pss:"),
-               kibibytes(e.lab().sandboxer_pid(), "Private_Dirty:"));
+               memory(e.lab().sandboxer_pid()).pss / 1024,
+               memory(e.lab().sandboxer_pid()).private_dirty / 1024);
     std::vector<double> ready;
     for (int i = 0; i < 7; ++i) {
       e.lab().kill_sandboxer();
@@ -75,7 +55,7 @@ TEST_CASE("numbers: 100 pods, restart, memory", "[.numbers]") {
         "numbers  keeper's CPU time since its start: {:.2f} s, of that in {} restarts "
         "{:.2f} s\n",
         cpu_seconds(keeper), ready.size(), cpu_seconds(keeper) - at_rest);
-    CHECK(kibibytes(keeper, "Pss:") <= 1024);
+    CHECK(memory(keeper).pss <= 1U << 20);
     CHECK(ready[3] <= 300);
     remove_many(e, all);
   });
@@ -88,17 +68,45 @@ TEST_CASE("numbers: a container that writes costs the daemon nothing", "[.number
     const double before = cpu_seconds(e.lab().sandboxer_pid());
     const auto begun = Clock::now();
     const Container writer =
-        e.shell(pod,
-                "i=0; while [ $i -lt 200 ]; do head -c 1000000 /dev/zero | tr '\\0' x; echo;"
-                " i=$((i+1)); done");
+        e.shell(pod, "yes \"$(head -c 4000 /dev/zero | tr '\\0' x)\" | head -c 500000000");
     e.finish(writer, 120s);
     const double seconds = std::chrono::duration<double>(Clock::now() - begun).count();
     const double cpu = cpu_seconds(e.lab().sandboxer_pid()) - before;
     fmt::print(
-        "numbers  PASS: 200 MB of log in {:.1f} s ({:.0f} MB/s) cost the daemon {:.3f} s of "
+        "numbers  PASS: 500 MB of log in {:.1f} s ({:.0f} MB/s) cost the daemon {:.3f} s of "
         "CPU\n",
-        seconds, 200 / seconds, cpu);
+        seconds, 500 / seconds, cpu);
     CHECK(cpu < 0.2);
+  });
+}
+
+TEST_CASE("numbers: what a pump costs, moving and waiting", "[.numbers]") {
+  run_case([](Case& e) {
+    e.only_ours("figures");
+    cri::PodSandboxConfig shared = e.pod_config();
+    namespace_options(shared)->set_pid(cri::POD);
+    const Pod pod = e.run_pod(shared);
+    cri::ContainerConfig config = e.container_config(
+        {"sh", "-c",
+         "yes \"$(head -c 4000 /dev/zero | tr '\\0' x)\" | head -c 500000000; echo; echo up;"
+         "exec sleep 3620"});
+    namespace_options(config)->set_pid(cri::POD);
+    const pid_t daemon = e.lab().sandboxer_pid();
+    const double before = cpu_seconds(daemon);
+    e.start(pod, config);
+    // As long as it writes, the words are a part of the shell's command line.
+    const auto silent = [] {
+      return processes_with("exec sleep 3620").empty() && !processes_with("sleep 3620").empty();
+    };
+    REQUIRE(wait_until(silent, 120s));
+    const double moved = cpu_seconds(daemon);
+    std::this_thread::sleep_for(5s);
+    const double waited = cpu_seconds(daemon);
+    fmt::print(
+        "numbers  PUMP: 500 MB of log cost the daemon {:.2f} s of CPU, 5 s of silence {:.3f} s\n",
+        moved - before, waited - moved);
+    CHECK(moved - before < 10);
+    CHECK(waited - moved < 0.1);
   });
 }
 

@@ -147,4 +147,98 @@ TEST_CASE("pid POD: the death of the shared init ends the pod", "[e2e][table]") 
   });
 }
 
+TEST_CASE("pid NODE: the host's processes, and an end that takes all of its own with it",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    cri::PodSandboxConfig config = e.pod_config();
+    namespace_options(config)->set_pid(cri::NODE);
+    const Pod pod = e.run_pod(config);
+    const auto node = [&](const std::string& script) {
+      cri::ContainerConfig container = e.container_config({"sh", "-c", script});
+      namespace_options(container)->set_pid(cri::NODE);
+      return container;
+    };
+    const std::string self = std::to_string(::getpid());
+    const Finished seen =
+        e.run(pod, node("readlink /proc/self/ns/pid; cat /proc/" + self + "/comm"));
+    CHECK(seen.log.out ==
+          host_namespace("pid") + "\n" + trimmed(read_text("/proc/self/comm")) + "\n");
+    // T17: there is no init of a namespace whose end would end the others.
+    const Finished end = e.run(pod, node("sleep 3605 & setsid sleep 3606 & echo up; exit 5"));
+    CHECK(end.status.exit_code() == 5);
+    CHECK(end.log.out == "up\n");
+    CHECK(wait_until([] { return processes_with("sleep 3605").empty(); }, std::chrono::seconds(5)));
+    CHECK(wait_until([] { return processes_with("sleep 3606").empty(); }, std::chrono::seconds(5)));
+    // A container that asks for its own has it.
+    CHECK(e.output_of(pod, "echo $$; ls /proc/" + self + " >/dev/null 2>&1 || echo unseen") ==
+          "1\nunseen");
+  });
+}
+
+namespace {
+
+cri::ContainerConfig targeting(Case& e, const Container& target, const std::string& script) {
+  cri::ContainerConfig config = e.container_config({"sh", "-c", script});
+  namespace_options(config)->set_pid(cri::TARGET);
+  namespace_options(config)->set_target_id(target.id);
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("pid TARGET: another container's processes are seen and signalled", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container target =
+        e.shell(pod, "trap 'echo told' USR1; echo up; while :; do sleep 0.1; done");
+    e.await_output(target, "up\n");
+    const Finished end =
+        e.run(pod, targeting(e, target,
+                             "echo $$; tr '\\0' ' ' </proc/1/cmdline | grep -c told; "
+                             "kill -USR1 1 && echo sent"));
+    INFO("said: " << end.log.out << end.log.err);
+    const std::vector<std::string> lines = lines_of(end.log.out);
+    REQUIRE(lines.size() == 3);
+    CHECK(lines[0] != "1");
+    CHECK(lines[1] == "1");
+    CHECK(lines[2] == "sent");
+    e.await_output(target, "told\n");
+    // Its end is its own: the target goes on, and so do later containers.
+    CHECK(e.status(target).state() == cri::CONTAINER_RUNNING);
+    const Finished next = e.run(pod, targeting(e, target, "sleep 3607 & exit 6"));
+    CHECK(next.status.exit_code() == 6);
+    CHECK(wait_until([] { return processes_with("sleep 3607").empty(); }, std::chrono::seconds(5)));
+    CHECK(e.status(target).state() == cri::CONTAINER_RUNNING);
+  });
+}
+
+TEST_CASE("pid TARGET: the end of the target is the end of whoever joined it", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Container target = e.sleeper(pod);
+    const Container joined = e.start(pod, targeting(e, target, "echo in; exec sleep 3608"));
+    e.await_output(joined, "in\n");
+    const auto stopped = e.cri().stop_container(target.id, 0);
+    REQUIRE(stopped.has_value());
+    CHECK(e.finish(target).status.exit_code() == 137);
+    CHECK(e.finish(joined).status.exit_code() == 137);
+    CHECK(e.output_of(pod, "echo next") == "next");
+  });
+}
+
+TEST_CASE("pid TARGET: a container of another pod, or one that has ended, is refused",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod();
+    const Pod other = e.run_pod();
+    const Container theirs = e.sleeper(other);
+    CHECK_FALSE(e.try_create(pod, targeting(e, theirs, "true")).has_value());
+    const Container target = e.sleeper(pod);
+    const Container late = e.create(pod, targeting(e, target, "true"));
+    REQUIRE(e.cri().stop_container(target.id, 0).has_value());
+    // containerd sees it itself; that we do, too, has a unit test.
+    CHECK_FALSE(e.cri().start_container(late.id).has_value());
+  });
+}
+
 }  // namespace kuasar::test

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -97,6 +98,17 @@ class Case {
 
 void run_case(const std::function<void(Case&)>& body);
 
+/// The same for ours alone, on a lab of the case's own whose sandboxer has this configuration. A
+/// first round of the body warms the lab up, the second is counted.
+void run_case_with(const std::string& config, const std::function<void(Case&)>& body);
+
+/// The same for the wasm kind, on a lab that its cases share, or, with a configuration, on one of
+/// the case's own. Skipped where there is no engine.
+void run_wasm_case(const std::function<void(Case&)>& body);
+void run_wasm_case_with(const std::string& config, const std::function<void(Case&)>& body);
+/// A container that runs a module of the test image: {"/tool.wasm", "print", "hello"}.
+cri::ContainerConfig wasm_config(Case& e, const std::vector<std::string>& command);
+
 /// "name=value" lines to a map.
 std::map<std::string, std::string> parse_pairs(const std::string& text);
 std::string trimmed(const std::string& text);
@@ -110,5 +122,13 @@ std::set<pid_t> processes_with(const std::string& text);
 
 cri::NamespaceOption* namespace_options(cri::PodSandboxConfig& config);
 cri::NamespaceOption* namespace_options(cri::ContainerConfig& config);
+
+/// A user namespace of the pod's own: ids from 0 on are the host's from kFirstHostId on.
+inline constexpr std::uint32_t kFirstHostId = 1000000;
+inline constexpr std::uint32_t kMappedIds = 65536;
+void set_mapping(cri::IDMapping* mapping);
+void map_ids(cri::NamespaceOption* options);
+/// What containerd says of the OCI runtime behind the lab's handler, which its shim has asked.
+cri::RuntimeHandlerFeatures runtime_features(Case& e);
 
 }  // namespace kuasar::test

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -73,6 +74,12 @@ std::string a_mebibyte() {
   for (int i = 0; text.size() < (1 << 20); ++i) text += fmt::format("{:07}\n", i);
   text.resize(1 << 20);
   return text;
+}
+
+// containerd passes on a client's input before it adds the client to those that get the output
+// (container_io.go, Attach): an answer that comes at once can be missed.
+void let_attach_settle() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
 }
 
 }  // namespace
@@ -202,11 +209,13 @@ TEST_CASE("attach: to a terminal, detach, attach again, size, end", "[e2e][table
     e.await_output(container, "up");
     for (const char* word : {"one", "two"}) {
       StreamClient attached(attach_url(e, container, true));
+      let_attach_settle();
       attached.type(std::string(word) + "\n");
       CHECK(attached.await(std::string("got-") + word));
     }
     CHECK(e.status(container).state() == cri::CONTAINER_RUNNING);
     StreamClient attached(attach_url(e, container, true));
+    let_attach_settle();
     attached.resize(66, 22);
     CHECK(wait_until(
         [&] {
@@ -232,10 +241,12 @@ TEST_CASE("attach: to a pipe, detach, attach again; stdin_once ends with the cli
     e.await_output(kept, "up");
     for (const char* word : {"one", "two", "three"}) {
       StreamClient attached(attach_url(e, kept, false));
+      let_attach_settle();
       attached.type(std::string(word) + "\n");
       CHECK(attached.await(std::string("got-") + word));
     }
     CHECK(e.status(kept).state() == cri::CONTAINER_RUNNING);
+    e.await_output(kept, "got-three\n");
     CHECK(e.log(kept).out == "up\ngot-one\ngot-two\ngot-three\n");
 
     cri::ContainerConfig once = interactive(e, script, false);
@@ -244,6 +255,7 @@ TEST_CASE("attach: to a pipe, detach, attach again; stdin_once ends with the cli
     e.await_output(container, "up");
     {
       StreamClient attached(attach_url(e, container, false));
+      let_attach_settle();
       attached.type("only\n");
       CHECK(attached.await("got-only"));
     }

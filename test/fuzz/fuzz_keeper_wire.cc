@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "keeper/wire.h"
 
@@ -15,34 +16,35 @@ void require(bool truth) {
   if (!truth) std::abort();
 }
 
-void check_spawn(const char* body, std::size_t size) {
-  static const char* strings[wire::kMaxStrings + 4];
-  wire::SpawnView view{};
-  if (!wire::decode_spawn(body, size, view, strings)) return;
-  const auto inside = [&](const char* text) {
-    require(text >= body && text + std::strlen(text) < body + size);
-  };
-  inside(view.program);
-  inside(view.cwd);
-  for (std::uint32_t i = 0; i < view.fixed.argc; ++i) inside(view.argv[i]);
-  for (std::uint32_t i = 0; i < view.fixed.envc; ++i) inside(view.envp[i]);
-  require(view.argv[view.fixed.argc] == nullptr && view.envp[view.fixed.envc] == nullptr);
-  // The keeper adds one variable.
-  require(view.envp + view.fixed.envc + 2 <= strings + wire::kMaxStrings + 4);
+void check_spawn(std::string_view body) {
+  static wire::SpawnPlan plan;
+  const int fds[wire::kMaxFds] = {};
+  for (int fd_count = 0; fd_count <= static_cast<int>(wire::kMaxFds); ++fd_count) {
+    if (!wire::decode_spawn(body, fds, fd_count, plan)) continue;
+    const auto inside = [&](const char* text) {
+      require(text >= body.data() && text + std::strlen(text) < body.data() + body.size());
+    };
+    inside(plan.child.file);
+    char* const* string = plan.child.argv;
+    while (*string != nullptr) inside(*string++);
+    require(plan.child.envp == string + 1);
+    for (string = plan.child.envp; *string != nullptr;) inside(*string++);
+    require(string < plan.strings + wire::kMaxStrings + 2);
+    require(plan.child.fd_count == fd_count);
+  }
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const char* bytes = reinterpret_cast<const char*>(data);
-  check_spawn(bytes, size);
+  check_spawn({bytes, size});
   wire::Message message{};
   if (!wire::decode(bytes, size, message)) return 0;
-  require(message.body + message.header.body_size == bytes + size);
-  check_spawn(message.body, message.header.body_size);
+  require(message.body.data() + message.body.size() == bytes + size);
+  check_spawn(message.body);
   static char again[wire::kMaxMessage];
-  require(wire::encode(again, message.header, message.name, message.header.name_size, message.body,
-                       message.header.body_size) == size);
+  require(wire::encode(again, message.header, message.name, message.body) == size);
   require(std::memcmp(again, bytes, size) == 0);
   return 0;
 }

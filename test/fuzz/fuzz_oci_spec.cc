@@ -55,8 +55,8 @@ void read_all(const Spec& spec) {
   (void)spec.namespaces();
   (void)spec.mounts();
   (void)spec.mount_source("/dev/shm");
-  (void)spec.has_uid_mappings();
-  (void)spec.has_gid_mappings();
+  (void)spec.uid_mappings();
+  (void)spec.gid_mappings();
   (void)spec.has_idmapped_mounts();
 }
 

@@ -50,8 +50,7 @@ struct Raw {
     wire::Header header{};
     header.version = wire::kVersion;
     header.type = type;
-    const std::size_t size =
-        wire::encode(packet, header, name.data(), name.size(), body.data(), body.size());
+    const std::size_t size = wire::encode(packet, header, name, body);
     return send(packet, size, std::move(fds));
   }
   // The error and the words of the next answer; "closed" at the end of the connection.
@@ -63,7 +62,7 @@ struct Raw {
     if (size <= 0) return {errno == EAGAIN && size < 0 ? EAGAIN : 0, "closed"};
     wire::Message message{};
     if (!wire::decode(packet, static_cast<std::size_t>(size), message)) return {-1, "malformed"};
-    return {message.header.error, std::string(message.body, message.header.body_size)};
+    return {message.header.error, std::string(message.body)};
   }
   void hello() const {
     const wire::Hello body{0};
@@ -118,7 +117,7 @@ TEST_CASE_METHOD(KeeperFixture, "keeper: wrong descriptors are refused in words"
   CHECK(refused(wire::kHold, "a", "", std::vector<int>(40, fd)).find("not all") == 0);
   CHECK(refused(wire::kHold, "", "", {fd}) == "the request needs a name");
   CHECK(refused(wire::kAccept, "a", "", {fd}) == "this descriptor is no listening socket");
-  const wire::ChildInfo info{0, 1, 0, 0, 0};
+  const wire::Info info{0, 1, 0, 0, 0};
   CHECK(refused(wire::kAdopt, "a", bytes_of(info), {fd}) == "this descriptor is no pidfd");
   CHECK(refused(wire::kSpawn, "a", "short", {}).find("malformed") != std::string::npos);
   REQUIRE(daemon.request(static_cast<wire::Type>(50), "", ""));

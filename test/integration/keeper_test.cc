@@ -28,6 +28,7 @@ using std::chrono::seconds;
 using test::dial;
 using test::KeeperFixture;
 using test::listener;
+using test::pss_of;
 using test::shell_spec;
 using test::text_fd;
 using test::text_of;
@@ -375,13 +376,6 @@ TEST_CASE_METHOD(KeeperFixture, "keeper: keys that nobody asks for are forgotten
   std::vector<std::string> left;
   for (const auto& [key, child] : client->children()) left.push_back(key);
   CHECK(left == std::vector<std::string>{"asked", "runs"});
-}
-
-// Proportional share of memory in kB (proc(5): smaps_rollup).
-long pss_of(pid_t pid) {
-  const std::string text = test::read_text("/proc/" + std::to_string(pid) + "/smaps_rollup");
-  const std::size_t at = text.find("\nPss:");
-  return at == std::string::npos ? -1 : std::stol(text.substr(at + 5));
 }
 
 TEST_CASE_METHOD(KeeperFixture, "keeper: 2000 descriptors and 500 children take less than a MiB") {

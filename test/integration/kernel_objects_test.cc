@@ -5,7 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <cstdlib>
 #include <filesystem>
 #include <string>
 
@@ -196,6 +198,50 @@ TEST_CASE("cgroup: a whole tree of forking processes is killed", "[root][cgroup]
   REQUIRE(kill_cgroup(dirs));
   remove_cgroups(dirs);
   for (const std::string& dir : dirs) CHECK_FALSE(fs::exists(dir));
+}
+
+TEST_CASE("cgroup: what a process shares with its parent is not its own; it can go elsewhere",
+          "[root][cgroup]") {
+  test::IoFixture io;
+  DirectSpawner spawner;
+  const std::vector<std::string> unit = cgroups_below("/", "kuasar-unit-test");
+  const std::vector<std::string> pod = cgroups_below("", "kuasar-pod-test");
+  REQUIRE_FALSE(unit.empty());
+  CHECK(cgroups_below("/kubepods.slice", "x").empty());
+  int ends[2];
+  REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  const UniqueFd out(ends[0]);
+  UniqueFd in(ends[1]);
+  ProcessSpec spec;
+  spec.argv = {"sh", "-c", "read go; sleep 1000 & echo $!; wait"};
+  spec.env = {"PATH=/usr/bin:/bin"};
+  int go[2];
+  REQUIRE(::pipe2(go, O_CLOEXEC) == 0);
+  const UniqueFd go_read(go[0]);
+  const UniqueFd go_write(go[1]);
+  spec.fds = {{go_read.get(), 0}, {in.get(), 1}};
+  const Process parent = *io.run(spawner.spawn("parent", std::move(spec)));
+  enter_cgroups(parent.pid, unit);
+  const auto entered = static_cast<std::size_t>(
+      std::count_if(unit.begin(), unit.end(), [](const auto& dir) { return fs::exists(dir); }));
+  REQUIRE(entered > 0);
+  CHECK(own_cgroups_of(parent.pid)->size() == entered);
+  REQUIRE(::write(go_write.get(), "\n", 1) == 1);
+  char text[32] = {};
+  REQUIRE(::read(out.get(), text, sizeof text - 1) > 0);
+  const pid_t child = std::atoi(text);
+
+  CHECK(own_cgroups_of(child)->empty());
+  enter_cgroups(child, pod);
+  CHECK(own_cgroups_of(child)->size() == entered);
+  CHECK(cgroup_pids(pod) == std::vector<pid_t>{child});
+
+  REQUIRE(kill_cgroup(pod));
+  CHECK(io.run(spawner.wait(parent)).code == 0);
+  remove_empty_cgroups(pod);
+  remove_empty_cgroups(unit);
+  for (const std::string& dir : unit) CHECK_FALSE(fs::exists(dir));
+  for (const std::string& dir : pod) CHECK_FALSE(fs::exists(dir));
 }
 
 }  // namespace

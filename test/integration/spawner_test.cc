@@ -14,6 +14,7 @@
 #include "os/spawn.h"
 #include "support/io_fixture.h"
 #include "support/keeper_fixture.h"
+#include "support/recording_spawner.h"
 
 namespace kuasar::os {
 namespace {
@@ -26,8 +27,15 @@ ProcessSpec shell(const std::string& script) {
   return test::shell_spec(script);
 }
 
+// What a real backend is told by its programs alone.
+struct Real {
+  void next_exits(int) {}
+  void next_stays() {}
+  static void kill(const Process& process) { REQUIRE(pidfd_signal(process.pidfd.get(), SIGKILL)); }
+};
+
 // Children of this process.
-struct Direct {
+struct Direct : Real {
   IoFixture io;
   DirectSpawner spawner;
   void take_orphans() { REQUIRE(DirectSpawner::become_subreaper()); }
@@ -35,12 +43,24 @@ struct Direct {
 };
 
 // Children of a keeper.
-struct Kept {
+struct Kept : Real {
   KeeperFixture keeper;
   IoFixture& io = keeper.io;
   keeper::KeeperSpawner spawner{keeper.connect()};
   void take_orphans() {}
   std::size_t children() const { return test::children_of(keeper.client->keeper_pid()); }
+};
+
+// The recording one that unit tests use: it plays what it is told, so that what is asked of keys,
+// ends and waits is asked of it as well.
+struct Played {
+  IoFixture io;
+  test::RecordingSpawner spawner;
+  void next_exits(int code) { spawner.play({code, {}, {}, false}); }
+  void next_stays() { spawner.play({0, {}, {}, true}); }
+  void kill(const Process& process) {
+    spawner.end(process.key, {137, std::chrono::system_clock::now(), true});
+  }
 };
 
 // The contract of every Spawner.
@@ -93,7 +113,9 @@ TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: exit codes and signals come back", 
 }
 
 TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a key names one process until it is acknowledged", "",
-                          Direct, Kept) {
+                          Direct, Kept, Played) {
+  CHECK(this->io.run(this->spawner.find("test")).error().code == Code::kNotFound);
+  this->next_exits(3);
   const Process first = this->spawn(shell("exit 3"));
   CHECK(this->io.run(this->spawner.wait(first)).code == 3);
   // Ended, asked twice, and never run again.
@@ -104,10 +126,12 @@ TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a key names one process until it is
   CHECK(this->io.run(this->spawner.find("test")).value().pid == first.pid);
   this->spawner.acknowledge(first);
   CHECK(this->io.run(this->spawner.find("test")).error().code == Code::kNotFound);
+  this->next_stays();
   const Process next = this->spawn(shell("exec sleep 100"));
   this->spawner.acknowledge(next);
   CHECK(this->io.run(this->spawner.find("test")).value().pid == next.pid);
-  REQUIRE(pidfd_signal(next.pidfd.get(), SIGKILL));
+  CHECK_FALSE(pidfd_exited(next.pidfd.get()));
+  this->kill(next);
   CHECK(this->end_of(next).code == 137);
 }
 
@@ -196,7 +220,9 @@ TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: PID 1 of a new PID namespace", "[ro
   CHECK(this->output_of(std::move(spec)) == "1\n");
 }
 
-TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing", "", Direct, Kept) {
+TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing", "", Direct, Kept,
+                          Played) {
+  this->next_stays();
   const Process sleeper = this->spawn(shell("exec sleep 100"));
   TaskGroup group(this->io.executor());
   ExitStatus status;
@@ -207,8 +233,8 @@ TEMPLATE_TEST_CASE_METHOD(Fixture, "spawner: a cancelled wait reaps nothing", ""
   group.cancel();
   this->io.run(group.join());
   CHECK_FALSE(status.known);
-  REQUIRE(pidfd_signal(sleeper.pidfd.get(), SIGTERM));
-  CHECK(this->end_of(sleeper).code == 143);
+  this->kill(sleeper);
+  CHECK(this->end_of(sleeper).code == 137);
 }
 
 TEST_CASE("pidfd: start time names a process") {

@@ -109,6 +109,24 @@ TEST_CASE("state dir: a private tmpfs is mounted once where there is none", "[ro
   }
   REQUIRE(StateStore::open(dir)->create_sandbox("a"));
   CHECK(opened(dir).load_sandboxes()->size() == 1);
+  const StatePaths paths(dir);
+  release_state_dir(paths);
+  CHECK(mounts_at(dir).size() == 1);
+  REQUIRE(opened(dir).remove_sandbox("a"));
+  release_state_dir(paths);
+  CHECK(mounts_at(dir).empty());
+  CHECK(fs::is_empty(dir));
+}
+
+TEST_CASE("state dir: what somebody else has mounted stays mounted", "[root]") {
+  need_root();
+  const MountDir parent;
+  const fs::path dir = parent.path() / "state";
+  REQUIRE(make_dir(dir));
+  REQUIRE(os::mount_tmpfs(dir, "somebody", 0755, 0, false));
+  prepare(dir);
+  release_state_dir(StatePaths(dir));
+  CHECK(mounts_at(dir).size() == 1);
 }
 
 TEST_CASE("state dir: on somebody's shared tmpfs pins do not propagate", "[root]") {

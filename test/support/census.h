@@ -65,6 +65,8 @@ struct CensusItem {
 ///     of this machine come and go while a test runs;
 ///  3. containerd's threads, and its fds other than FIFOs, pipes, pidfds, namespaces and what lies
 ///     below `dirs`: the Go runtime, bolt, CRI clients and the event exchange move these freely;
+///     and its ends of a removed stdin FIFO: containerd 2.1.9 leaves those of an exec whose client
+///     hangs up while it ends to Go's garbage collector (our own ends of it are counted);
 ///  4. the daemon's threads of libraries that grow and shrink by themselves, up to the number in
 ///     `elastic_threads()`;
 ///  5. size, time and content of a file: a census counts objects.

@@ -260,6 +260,8 @@ LeakyDaemon::LeakyDaemon(const std::filesystem::path& dir) {
   ::close(answers[1]);
   commands_ = commands[1];
   answers_ = answers[0];
+  // Its answer says that it has closed what it inherited: a census may be taken from here on.
+  make_good();
 }
 
 LeakyDaemon::~LeakyDaemon() {

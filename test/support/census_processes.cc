@@ -106,10 +106,13 @@ std::string lasting_sign(const Process& process, const CensusScope& scope) {
 
 // A sign that other users of this machine may carry too: their containers have namespaces of their
 // own as ours do. It counts only for orphans that init or a subreaper inherited.
-std::string passing_sign(const Process& process, const Process& self, const Process* daemon) {
+std::string passing_sign(const Process& process, const Process& self, const Process* init,
+                         const Process* daemon) {
   for (const char* kind : kNamespaces) {
     const std::string& theirs = process.namespaces.at(kind);
-    if (!theirs.empty() && theirs != self.namespaces.at(kind)) {
+    // The test itself may run in a mount namespace of its own: the machine's are nobody's own.
+    const bool machines_own = init != nullptr && theirs == init->namespaces.at(kind);
+    if (!theirs.empty() && !machines_own && theirs != self.namespaces.at(kind)) {
       return "has a " + std::string(kind) + " namespace of its own";
     }
   }
@@ -225,7 +228,7 @@ void ProcessTable::judge(Process& process, const CensusScope& scope) const {
   // A zombie has neither namespaces nor fds any more. One that init has inherited may be ours.
   process.sign = process.state == 'Z' && process.parent == 1
                      ? "is not reaped by init"
-                     : passing_sign(process, self_, find(scope.daemon));
+                     : passing_sign(process, self_, find(1), find(scope.daemon));
   if (!process.sign.empty()) {
     process.standing = CensusStanding::kAdrift;
     process.origin = below_init(process).identity();

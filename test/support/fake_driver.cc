@@ -1,8 +1,13 @@
 #include "support/fake_driver.h"
 
+#include <google/protobuf/any.pb.h>
 #include <unistd.h>
 
+#include <utility>
+
+#include "containerd/cgroups/v2/metrics.pb.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "task/any.h"
 
 namespace kuasar::test {
 
@@ -21,8 +26,12 @@ void FakeDriver::end(const std::string& name, int code) {
   process->ended.set();
 }
 
+Result<std::string> FakeDriver::runtime_for(const std::string& binary) {
+  return binary;
+}
+
 Task<Result<>> FakeDriver::create(task::ContainerPlan plan, const task::Stdio&) {
-  calls.push_back("create " + plan.id);
+  calls.push_back("create " + plan.id + (plan.runtime.empty() ? "" : " by " + plan.runtime));
   if (create_error) co_return fail(*create_error);
   processes_[plan.id] = std::make_shared<Fake>();
   co_return Result<>();
@@ -51,12 +60,70 @@ Result<> FakeDriver::signal(const task::ProcessRef& ref, int signal) {
   return {};
 }
 
+void FakeDriver::reap(const task::ProcessRef& ref) {
+  calls.push_back("reap " + name_of(ref));
+}
+
 Task<Result<>> FakeDriver::kill_all(std::string container) {
   calls.push_back("kill_all " + container);
   if (!killable) co_return Result<>();
   for (const auto& [name, process] : processes_) {
     if (name == container || name.starts_with(container + "/")) end(name, 137);
   }
+  co_return Result<>();
+}
+
+Task<Result<>> FakeDriver::freeze(std::string container) {
+  calls.push_back("freeze " + container);
+  if (hold_freeze != nullptr) co_await hold_freeze->wait();
+  if (resource_error) co_return fail(*resource_error);
+  is_frozen.insert(container);
+  co_return Result<>();
+}
+
+Task<Result<>> FakeDriver::thaw(std::string container) {
+  calls.push_back("thaw " + container);
+  if (resource_error) co_return fail(*resource_error);
+  is_frozen.erase(container);
+  co_return Result<>();
+}
+
+Task<Result<>> FakeDriver::update(std::string container, os::CgroupLimits limits) {
+  calls.push_back("update " + container);
+  if (resource_error) co_return fail(*resource_error);
+  updates.push_back(std::move(limits));
+  co_return Result<>();
+}
+
+Task<Result<google::protobuf::Any>> FakeDriver::stats(std::string container) {
+  calls.push_back("stats " + container);
+  if (resource_error) co_return fail(*resource_error);
+  ::io::containerd::cgroups::v2::Metrics metrics;
+  metrics.mutable_memory()->set_usage(4096);
+  co_return task::pack_any(metrics);
+}
+
+void FakeDriver::oom(const std::string& container) {
+  ++ooms[container];
+  const std::shared_ptr<Fake> process = processes_.at(container);
+  process->oom->set();
+}
+
+Task<bool> FakeDriver::wait_oom(std::string container) {
+  const auto found = processes_.find(container);
+  if (found == processes_.end()) co_return false;
+  const std::shared_ptr<Fake> process = found->second;
+  std::vector<const Event*> events = {process->oom.get(), &process->ended};
+  co_await Event::wait_any(std::move(events));
+  if (!process->oom->is_set()) co_return false;
+  process->oom = std::make_shared<Event>();
+  co_return true;
+}
+
+Task<Result<>> FakeDriver::checkpoint(task::CheckpointPlan plan) {
+  calls.push_back("checkpoint " + plan.container);
+  if (resource_error) co_return fail(*resource_error);
+  checkpoints.push_back(std::move(plan));
   co_return Result<>();
 }
 
@@ -140,6 +207,7 @@ Task<Result<>> FakePods::detach(std::string sandbox_id, std::string container_id
 Result<> FakePods::save(const state::v1::ContainerState& record) {
   if (save_error) return fail(*save_error);
   saved.push_back(record.id() + ":" + std::to_string(record.phase()));
+  runtimes.push_back(record.runtime());
   return {};
 }
 

@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,7 +19,8 @@ namespace kuasar::test {
 /// so. It writes down what it is asked. For unit tests of TaskService only.
 class FakeDriver : public task::ContainerDriver {
  public:
-  /// Calls in order: "create c1", "start c1", "kill_all c1", "signal c1 15", "remove c1".
+  /// Calls in order: "create c1" ("create c1 by crun" with a BinaryName), "start c1", "kill_all
+  /// c1", "signal c1 15", "remove c1".
   std::vector<std::string> calls;
   std::optional<Error> create_error;
   std::optional<Error> start_error;
@@ -36,10 +38,22 @@ class FakeDriver : public task::ContainerDriver {
   /// Writes into the standard output that an exec is given.
   std::string exec_says;
 
+  /// Containers that are frozen.
+  std::set<std::string> is_frozen;
+  /// freeze() does not return before this is set.
+  Event* hold_freeze = nullptr;
+  std::vector<os::CgroupLimits> updates;
+  std::vector<task::CheckpointPlan> checkpoints;
+  std::optional<Error> resource_error;
+  /// Deaths by the OOM killer, by container; oom() counts one up and wakes wait_oom().
+  std::map<std::string, std::uint64_t> ooms;
+  void oom(const std::string& container);
+
   void end_init(const std::string& container, int code) { end(container, code); }
   /// `name`: "c1" for the init, "c1/e1" for an exec.
   void end(const std::string& name, int code);
 
+  Result<std::string> runtime_for(const std::string& binary) override;
   Task<Result<>> create(task::ContainerPlan plan, const task::Stdio& stdio) override;
   Task<Result<>> start(std::string container) override;
   Task<Result<>> exec(task::ExecPlan plan, const task::Stdio& stdio) override;
@@ -48,7 +62,16 @@ class FakeDriver : public task::ContainerDriver {
                         std::uint16_t width, std::uint16_t height) override;
   Task<os::ExitStatus> wait_exit(task::ProcessRef ref) override;
   Result<> signal(const task::ProcessRef& ref, int signal) override;
+  void reap(const task::ProcessRef& ref) override;
   Task<Result<>> kill_all(std::string container) override;
+  Task<Result<>> freeze(std::string container) override;
+  Task<Result<>> thaw(std::string container) override;
+  bool frozen(const std::string& container) override { return is_frozen.contains(container); }
+  Task<Result<>> update(std::string container, os::CgroupLimits limits) override;
+  Task<Result<google::protobuf::Any>> stats(std::string container) override;
+  std::uint64_t oom_kills(const std::string& container) override { return ooms[container]; }
+  Task<bool> wait_oom(std::string container) override;
+  Task<Result<>> checkpoint(task::CheckpointPlan plan) override;
   std::vector<pid_t> pids(const std::string& container) override;
   pid_t host_pid(const task::ProcessRef& ref) override;
   Task<Result<>> remove(std::string container) override;
@@ -63,6 +86,7 @@ class FakeDriver : public task::ContainerDriver {
   struct Fake {
     Event ended;
     int code = 0;
+    std::shared_ptr<Event> oom = std::make_shared<Event>();
   };
   /// By name.
   std::map<std::string, std::shared_ptr<Fake>> processes_;
@@ -79,6 +103,8 @@ class FakePods : public task::Pods {
   std::optional<Error> save_error;
   /// Phases saved, "c1:2" each.
   std::vector<std::string> saved;
+  /// The OCI runtimes of the same records.
+  std::vector<std::string> runtimes;
 
   Task<Result<task::Attachment>> attach(std::string sandbox_id, std::string container_id,
                                         oci::Spec spec) override;
@@ -91,6 +117,12 @@ class FakePods : public task::Pods {
 class RecordingSink : public task::EventSink {
  public:
   std::vector<std::string> topics;
+  /// How often somebody has waited for containerd to take them all.
+  int drains = 0;
+  Task<bool> drain(std::chrono::nanoseconds) override {
+    ++drains;
+    co_return true;
+  }
   void publish(std::string, std::string topic, const google::protobuf::MessageLite&) override {
     topics.push_back(std::move(topic));
   }

@@ -17,6 +17,7 @@
 #include "keeper/client.h"
 #include "keeper/keeper_spawner.h"
 #include "os/pidfd.h"
+#include "os/process_usage.h"
 #include "os/spawner.h"
 #include "support/io_fixture.h"
 #include "support/wait.h"
@@ -42,6 +43,12 @@ inline std::size_t children_of(pid_t pid) {
   std::istringstream pids(read_file("/proc/" + id + "/task/" + id + "/children").value_or(""));
   return static_cast<std::size_t>(
       std::distance(std::istream_iterator<pid_t>(pids), std::istream_iterator<pid_t>()));
+}
+
+/// Proportional share of memory in kB; -1: there is no such process.
+inline long pss_of(pid_t pid) {
+  const auto use = os::memory_of(pid);
+  return use ? static_cast<long>(use->pss / 1024) : -1;
 }
 
 inline UniqueFd listener(const std::string& path) {

@@ -9,6 +9,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "os/cgroup.h"
 #include "support/lab_parts.h"
 #include "support/wait.h"
 
@@ -74,8 +75,12 @@ std::string Lab::unavailable() {
   return "";
 }
 
-Lab::Lab(SandboxerUnderTest sandboxer, const std::string& config)
-    : sandboxer_(std::move(sandboxer)), prefix_(environment_path("KUASAR_LAB_PREFIX")) {
+Lab::Lab(SandboxerUnderTest sandboxer, const std::string& config,
+         std::optional<Neighbour> neighbour, std::string log_level)
+    : sandboxer_(std::move(sandboxer)),
+      log_level_(std::move(log_level)),
+      neighbour_(std::move(neighbour)),
+      prefix_(environment_path("KUASAR_LAB_PREFIX")) {
   const std::string reason = unavailable();
   if (!reason.empty()) throw std::runtime_error(reason);
   remove_stale_labs();
@@ -88,6 +93,7 @@ Lab::Lab(SandboxerUnderTest sandboxer, const std::string& config)
     make_network();
     make_cgroups();
     start_sandboxer();
+    start_neighbour();
     start_containerd();
     import_images();
   } catch (...) {
@@ -104,7 +110,17 @@ void Lab::make_tree(const std::string& config) {
   for (const char* dir : {"etc/cni", "run", "log", "pods", "cni-data", "failpoints"}) {
     fs::create_directories(root_ / dir);
   }
-  const LabPlan plan{root_, prefix_ / "usr/lib/cni", name_, subnet_, sandboxer_, listen()};
+  LabPlan plan{root_,           prefix_ / "usr/lib/cni",
+               name_,           subnet_,
+               sandboxer_,      listen(),
+               fs::path(),      log_level_,
+               named_handler(), named_runtime(),
+               std::nullopt,    root_ / "run/neighbour.sock"};
+  if (!sandboxer_.wasm()) plan.runtime = environment_path("KUASAR_LAB_RUNTIME");
+  if (neighbour_) {
+    plan.neighbour = neighbour_->sandboxer;
+    write_text(root_ / "etc/neighbour.toml", neighbour_->config);
+  }
   write_text(root_ / "etc/containerd.toml", containerd_config(plan));
   write_text(root_ / "etc/cni/10-lab.conflist", cni_config(plan));
   write_text(root_ / "etc/sandboxer.toml", config);
@@ -129,8 +145,13 @@ void Lab::make_cgroups() const {
 std::vector<std::string> Lab::environment() const {
   const char* path = std::getenv("PATH");
   const std::string usr = (prefix_ / "usr").string();
-  return {fmt::format("PATH={}/bin:{}/sbin:{}", usr, usr, path == nullptr ? "/usr/bin" : path),
-          fmt::format("KUASAR_FAILPOINT_DIR={}", (root_ / "failpoints").string())};
+  // A handler without a BinaryName has the features of the runc in containerd's PATH.
+  const fs::path runtime = environment_path("KUASAR_LAB_RUNTIME");
+  const std::string first =
+      sandboxer_.wasm() && !runtime.empty() ? runtime.parent_path().string() + ":" : "";
+  return {
+      fmt::format("PATH={}{}/bin:{}/sbin:{}", first, usr, usr, path == nullptr ? "/usr/bin" : path),
+      fmt::format("KUASAR_FAILPOINT_DIR={}", (root_ / "failpoints").string())};
 }
 
 void Lab::start_sandboxer() {
@@ -138,7 +159,7 @@ void Lab::start_sandboxer() {
   const std::size_t before = count_lines(sandboxer_log(), " ready");
   auto child = Child::spawn({{(executable_dir() / sandboxer_.program).string(), "--listen",
                               listen(), "--dir", dir(), "--config", root_ / "etc/sandboxer.toml",
-                              "--containerd", containerd_socket(), "--log-level", "debug"},
+                              "--containerd", containerd_socket(), "--log-level", log_level_},
                              environment(),
                              sandboxer_log()});
   if (!child) give_up(child.error().message);
@@ -150,6 +171,21 @@ void Lab::start_sandboxer() {
       },
       kStartPatience);
   if (!up || !sandboxer_process_.alive()) give_up(sandboxer_.name + " does not come up");
+}
+
+void Lab::start_neighbour() {
+  if (!neighbour_) return;
+  const fs::path log = root_ / "log" / "neighbour.log";
+  auto child = Child::spawn(
+      {{(executable_dir() / neighbour_->sandboxer.program).string(), "--listen",
+        root_ / "run/neighbour.sock", "--dir", root_ / "run/neighbour", "--config",
+        root_ / "etc/neighbour.toml", "--containerd", containerd_socket(), "--log-level", "debug"},
+       environment(),
+       log});
+  if (!child) give_up(child.error().message);
+  neighbour_process_ = std::move(*child);
+  const bool up = wait_until([&] { return count_lines(log, " ready") > 0; }, kStartPatience);
+  if (!up) give_up(neighbour_->sandboxer.name + " does not come up");
 }
 
 int Lab::stop_sandboxer() {
@@ -223,15 +259,23 @@ void Lab::import_images() {
                                   {}, std::chrono::seconds(120));
     if (!done) give_up(done.error().message);
   }
-  for (const char* image : {kBusyboxImage, kToolsImage}) {
+  std::vector<std::string> images = {kBusyboxImage, kToolsImage};
+  if (fs::exists(environment_path("KUASAR_LAB_IMAGES") / "wasm.tar")) images.push_back(kWasmImage);
+  for (const std::string& image : images) {
     const bool known = wait_until([&] { return cri_->has_image(image).value_or(false); },
                                   std::chrono::seconds(20));
-    if (!known) give_up(std::string("CRI does not know the image ") + image);
+    if (!known) give_up("CRI does not know the image " + image);
   }
 }
 
 bool Lab::healthy() {
   return containerd_process_.alive() && (!sandboxer_.ours() || sandboxer_process_.alive());
+}
+
+void Lab::count_cpu() {
+  for (const pid_t pid : {containerd_pid(), sandboxer_pid(), keeper_pid()}) {
+    os::enter_cgroups(pid, os::cgroups_below(cgroup_parent(), "daemons"));
+  }
 }
 
 bool Lab::has_failpoints() const {
@@ -245,6 +289,12 @@ void Lab::arm(const std::string& failpoint, const std::string& action) {
 bool Lab::disarm(const std::string& failpoint) {
   std::error_code ec;
   return fs::remove(root_ / "failpoints" / failpoint, ec);
+}
+
+fs::path Lab::named_runtime() const {
+  if (sandboxer_.wasm()) return "wasmedge";
+  const fs::path runtime = environment_path("KUASAR_LAB_RUNTIME");
+  return runtime.empty() ? prefix_ / "usr/sbin/runc" : runtime;
 }
 
 std::string Lab::containerd_toml() const {
@@ -281,6 +331,8 @@ void Lab::give_up(const std::string& words) const {
 void Lab::tear_down() {
   sandboxer_process_.signal(SIGTERM);
   sandboxer_process_.wait(kStopPatience);
+  neighbour_process_.signal(SIGTERM);
+  neighbour_process_.wait(kStopPatience);
   containerd_process_.signal(SIGTERM);
   containerd_process_.wait(kStopPatience);
   cri_.reset();
@@ -298,6 +350,10 @@ std::vector<SandboxerUnderTest> sandboxers_under_test() {
     return {{"containerd's own sandboxer", "runc", ""}};
   }
   return {{"runc-sandboxer", "kuasar-runc", "runc-sandboxer"}};
+}
+
+SandboxerUnderTest wasm_sandboxer() {
+  return {"wasm-sandboxer", "kuasar-wasm", "wasm-sandboxer"};
 }
 
 }  // namespace kuasar::test

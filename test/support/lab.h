@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,11 +26,23 @@ struct SandboxerUnderTest {
   std::string program;
 
   bool ours() const { return !program.empty(); }
+  /// Its containers are WebAssembly modules.
+  bool wasm() const { return program == "wasm-sandboxer"; }
+};
+
+/// A second sandboxer of a lab, on the same containerd. It is started with the lab and ends with
+/// it.
+struct Neighbour {
+  SandboxerUnderTest sandboxer;
+  /// The text of its TOML file.
+  std::string config;
 };
 
 /// Names of the images that every lab holds; both come with busybox's applets.
 inline constexpr char kBusyboxImage[] = "docker.io/library/kuasar-busybox:1";
 inline constexpr char kToolsImage[] = "docker.io/library/kuasar-tools:1";
+/// The modules of test/wasm and nothing else.
+inline constexpr char kWasmImage[] = "docker.io/library/kuasar-wasm:1";
 
 /// A private containerd with a sandboxer: own root, state, sockets, CNI network, cgroup parent and
 /// pod network namespaces, all below one short directory. Several labs may live at a time.
@@ -41,6 +54,9 @@ inline constexpr char kToolsImage[] = "docker.io/library/kuasar-tools:1";
 ///   KUASAR_LAB_IMAGES  directory of image tars
 ///   KUASAR_LAB_BIN     directory of the sandboxers; default: bin/ of the build tree
 ///   KUASAR_LAB_DIR     where labs are made; default: /tmp
+///   KUASAR_LAB_WASMEDGE  prefix with usr/lib/*/libwasmedge.so.0 and the C library that it needs
+///   KUASAR_LAB_RUNTIME the OCI runtime that our handlers name to containerd (BinaryName); without
+///                      it the sandboxer's own default, runc of the prefix
 //
 /// Owned by the test (or the demo); used from one thread, except cri(). The destructor stops both
 /// daemons, kills what they left running, removes mounts, cgroups, links and every file but the
@@ -51,9 +67,10 @@ class Lab {
   /// Empty when a lab can be made here, else the reason why not.
   static std::string unavailable();
 
-  /// Starts the sandboxer (`config` is the text of its TOML file), then containerd, and waits until
-  /// CRI answers and knows the images.
-  explicit Lab(SandboxerUnderTest sandboxer, const std::string& config = "");
+  /// Starts the sandboxer (`config` is the text of its TOML file), then containerd, both with that
+  /// log level, and waits until CRI answers and knows the images.
+  explicit Lab(SandboxerUnderTest sandboxer, const std::string& config = "",
+               std::optional<Neighbour> neighbour = std::nullopt, std::string log_level = "debug");
   ~Lab();
   Lab(const Lab&) = delete;
   Lab& operator=(const Lab&) = delete;
@@ -87,12 +104,18 @@ class Lab {
   std::filesystem::path listen() const { return root_ / "run" / "sandboxer.sock"; }
   std::filesystem::path containerd_socket() const { return root_ / "run" / "containerd.sock"; }
   std::filesystem::path containerd_state() const { return root_ / "state"; }
+  /// A second runtime handler of the same sandboxer, with a BinaryName always, and that.
+  std::string named_handler() const { return sandboxer_.handler + "-named"; }
+  std::filesystem::path named_runtime() const;
   /// The text of containerd's config.toml.
   std::string containerd_toml() const;
   /// The bundle of a container while containerd holds it.
   std::filesystem::path bundle(const std::string& container) const;
   /// For log directories, volumes and other files of pods.
   std::filesystem::path pods() const { return root_ / "pods"; }
+  /// Moves both daemons and the keeper, and so all that they will start, into a cgroup of their own
+  /// where CPU time is counted.
+  void count_cpu();
   /// "/<name>", an existing cgroup in every hierarchy.
   std::string cgroup_parent() const { return "/" + name_; }
   /// The bridge of the pod network; also the name of the lab.
@@ -119,16 +142,20 @@ class Lab {
   void make_network();
   void make_cgroups() const;
   void import_images();
+  void start_neighbour();
   std::vector<std::string> environment() const;
   [[noreturn]] void give_up(const std::string& words) const;
   void tear_down();
 
   SandboxerUnderTest sandboxer_;
+  std::string log_level_;
+  std::optional<Neighbour> neighbour_;
   std::filesystem::path prefix_;
   std::filesystem::path root_;
   std::string name_;
   std::string subnet_;
   Child sandboxer_process_;
+  Child neighbour_process_;
   Child containerd_process_;
   std::unique_ptr<CriClient> cri_;
 };
@@ -136,5 +163,7 @@ class Lab {
 /// The sandboxers that the e2e table runs: ours, or, with KUASAR_LAB_HANDLER=runc in the
 /// environment, containerd's own.
 std::vector<SandboxerUnderTest> sandboxers_under_test();
+/// The wasm kind, whose containers cannot run the table's shell scripts: it has cases of its own.
+SandboxerUnderTest wasm_sandboxer();
 
 }  // namespace kuasar::test

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "base/unique_fd.h"
+#include "os/process_usage.h"
 #include "support/lab_parts.h"
 #include "support/wait.h"
 
@@ -60,18 +61,6 @@ bool below(const std::string& path, const std::string& top) {
   return path == top || path.starts_with(top + "/");
 }
 
-std::vector<pid_t> all_pids() {
-  std::vector<pid_t> result;
-  std::error_code ec;
-  for (const auto& entry : fs::directory_iterator("/proc", ec)) {
-    const std::string name = entry.path().filename();
-    if (std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; })) {
-      result.push_back(std::stoi(name));
-    }
-  }
-  return result;
-}
-
 // The inodes of the namespaces that are pinned below the lab.
 std::set<ino_t> pinned_namespaces(const std::string& root) {
   std::set<ino_t> result;
@@ -88,7 +77,7 @@ std::set<ino_t> pinned_namespaces(const std::string& root) {
 std::vector<pid_t> lab_processes(const std::string& root) {
   const std::set<ino_t> pins = pinned_namespaces(root);
   std::vector<pid_t> result;
-  for (const pid_t pid : all_pids()) {
+  for (const pid_t pid : os::all_pids()) {
     if (pid == ::getpid()) continue;
     const std::string proc = "/proc/" + std::to_string(pid);
     std::string words = read_text(proc + "/cmdline");
@@ -205,7 +194,7 @@ void remove_stale_labs() {
 }
 
 pid_t lab_keeper(const fs::path& dir) {
-  for (const pid_t pid : all_pids()) {
+  for (const pid_t pid : os::all_pids()) {
     const std::string words = read_text("/proc/" + std::to_string(pid) + "/cmdline");
     if (words.find("kuasar-keeper") != std::string::npos &&
         words.find(dir.native() + "/") != std::string::npos) {

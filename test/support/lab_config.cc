@@ -26,10 +26,13 @@ disabled_plugins = [
   address = "{root}/run/containerd.sock"
 
 [debug]
-  level = "debug"
+  level = "{log_level}"
 
 [plugins.'io.containerd.nri.v1.nri']
-  disable = true
+  disable = false
+  socket_path = "{root}/run/nri.sock"
+  plugin_path = "{root}/nri"
+  plugin_config_path = "{root}/nri"
 
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "docker.io/library/kuasar-pause:1"
@@ -41,22 +44,27 @@ disabled_plugins = [
 [plugins.'io.containerd.cri.v1.runtime'.cni]
   bin_dir = "{cni_plugins}"
   conf_dir = "{root}/etc/cni"
-
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-  runtime_type = "io.containerd.runc.v2"
 )";
 
-// The same as the drop-in that is shipped, but for the socket, and with a table of runtime options
-// as operators have it: with runtime_type io.containerd.runc.v2 they travel together with the task
+constexpr char kPeer[] = R"(
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+)";
+
+// Both together are the drop-in that is shipped, but for the socket, and with runtime options as
+// operators have them: with runtime_type io.containerd.runc.v2 they travel together with the task
 // endpoint, with any other StartContainer would fail (T5).
 constexpr char kProxyPlugin[] = R"(
-[proxy_plugins.{handler}]
+[proxy_plugins.{sandboxer}]
   type = "sandbox"
   address = "{socket}"
+)";
 
+constexpr char kHandler[] = R"(
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}]
   runtime_type = "io.containerd.runc.v2"
-  sandboxer = "{handler}"
+  sandboxer = "{sandboxer}"
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}.options]
     NoNewKeyring = true
 )";
@@ -81,14 +89,36 @@ constexpr char kCni[] = R"({{
 }}
 )";
 
+// The option that names an OCI runtime; none: the choice of whoever runs it.
+std::string runtime_option(const std::string& runtime) {
+  return runtime.empty() ? "" : fmt::format("    BinaryName = \"{}\"\n", runtime);
+}
+
+std::string handler_config(const std::string& handler, const std::string& sandboxer,
+                           const std::string& runtime) {
+  return fmt::format(kHandler, fmt::arg("handler", handler), fmt::arg("sandboxer", sandboxer)) +
+         runtime_option(runtime);
+}
+
 }  // namespace
 
 std::string containerd_config(const LabPlan& plan) {
   std::string text = fmt::format(kContainerd, fmt::arg("root", plan.root.string()),
-                                 fmt::arg("cni_plugins", plan.cni_plugins.string()));
+                                 fmt::arg("cni_plugins", plan.cni_plugins.string()),
+                                 fmt::arg("log_level", plan.log_level));
+  text += kPeer + runtime_option(plan.runtime);
   if (plan.sandboxer.ours()) {
-    text += fmt::format(kProxyPlugin, fmt::arg("handler", plan.sandboxer.handler),
+    const std::string& sandboxer = plan.sandboxer.handler;
+    text += fmt::format(kProxyPlugin, fmt::arg("sandboxer", sandboxer),
                         fmt::arg("socket", plan.sandboxer_socket.string()));
+    text += handler_config(sandboxer, sandboxer, plan.runtime);
+    text += handler_config(plan.named_handler, sandboxer, plan.named_runtime);
+  }
+  if (plan.neighbour) {
+    const std::string& sandboxer = plan.neighbour->handler;
+    text += fmt::format(kProxyPlugin, fmt::arg("sandboxer", sandboxer),
+                        fmt::arg("socket", plan.neighbour_socket.string()));
+    text += handler_config(sandboxer, sandboxer, "");
   }
   return text;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,15 @@ struct LabPlan {
   std::string subnet;
   SandboxerUnderTest sandboxer;
   std::filesystem::path sandboxer_socket;
+  /// BinaryName of the handler, and of containerd's own; empty: none.
+  std::filesystem::path runtime;
+  std::string log_level;
+  /// The second handler and its BinaryName.
+  std::string named_handler;
+  std::filesystem::path named_runtime;
+  /// A second sandboxer, and its socket.
+  std::optional<SandboxerUnderTest> neighbour = std::nullopt;
+  std::filesystem::path neighbour_socket = {};
 };
 /// containerd's configuration (version 3) and the CNI network list, as text.
 std::string containerd_config(const LabPlan& plan);

@@ -1,6 +1,8 @@
 #include "support/ttrpc_probe.h"
 
+#include <linux/sockios.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -33,6 +35,14 @@ std::uint32_t big_endian_at(const std::string& bytes, std::size_t offset) {
     number = (number << 8) | static_cast<unsigned char>(bytes[offset + i]);
   }
   return number;
+}
+
+int queue_length(int fd, unsigned long request) {
+  int bytes = 0;
+  if (::ioctl(fd, request, &bytes) != 0) {
+    throw std::system_error(errno, std::generic_category(), "length of a socket's queue");
+  }
+  return bytes;
 }
 
 // False at the deadline.
@@ -101,11 +111,13 @@ std::string TtrpcProbe::request(std::uint32_t stream, const std::string& method,
 }
 
 std::string TtrpcProbe::request(std::uint32_t stream, const std::string& service,
-                                const std::string& method, const std::string& payload) {
+                                const std::string& method, const std::string& payload,
+                                std::chrono::nanoseconds timeout) {
   ::ttrpc::Request envelope;
   envelope.set_service(service);
   envelope.set_method(method);
   envelope.set_payload(payload);
+  envelope.set_timeout_nano(timeout.count());
   auto* metadata = envelope.add_metadata();
   metadata->set_key("containerd-namespace-ttrpc");
   metadata->set_value("k8s.io");
@@ -208,11 +220,18 @@ bool TtrpcProbe::closed_within(std::chrono::milliseconds deadline) {
 
 TtrpcProbe::Reply TtrpcProbe::call(const std::string& method,
                                    const google::protobuf::MessageLite& message) {
+  return call(method, message.SerializeAsString());
+}
+
+TtrpcProbe::Reply TtrpcProbe::call(const std::string& method, const std::string& payload) {
   const std::uint32_t stream = next_stream();
-  if (!send(request(stream, method, message))) {
+  if (!send(request(stream, std::string(kTaskService), method, payload))) {
     throw std::runtime_error(method + ": the daemon does not read");
   }
-  const std::optional<Reply> reply = read_reply(kPatience);
+  std::optional<Reply> reply = read_reply(kPatience);
+  while (reply && reply->stream < stream) {
+    reply = read_reply(kPatience);
+  }
   if (!reply) {
     throw std::runtime_error(method + (end_ == End::kClosed ? ": the daemon closed the connection"
                                                             : ": no reply within 10 s"));
@@ -226,6 +245,14 @@ TtrpcProbe::Reply TtrpcProbe::call(const std::string& method,
 std::uint32_t TtrpcProbe::next_stream() {
   last_stream_ = last_stream_ == 0 ? 1 : last_stream_ + 2;
   return last_stream_;
+}
+
+int TtrpcProbe::unread_by_peer() const {
+  return queue_length(fd_, SIOCOUTQ);
+}
+
+int TtrpcProbe::unread() const {
+  return queue_length(fd_, SIOCINQ);
 }
 
 }  // namespace kuasar::test

@@ -54,8 +54,10 @@ class TtrpcProbe {
   /// A whole request frame of the Task service.
   static std::string request(std::uint32_t stream, const std::string& method,
                              const google::protobuf::MessageLite& message);
+  /// `timeout` is what travels with the request; 0 is none.
   static std::string request(std::uint32_t stream, const std::string& service,
-                             const std::string& method, const std::string& payload);
+                             const std::string& method, const std::string& payload,
+                             std::chrono::nanoseconds timeout = {});
 
   /// Sends all bytes; false when the peer closed or took nothing for 10 s.
   bool send(std::string_view bytes);
@@ -72,9 +74,15 @@ class TtrpcProbe {
   bool closed_within(std::chrono::milliseconds deadline);
 
   /// A decent call on the next odd stream; throws std::runtime_error when no reply comes in 10 s.
-  /// For probes that have nothing else under way.
+  /// For probes that have nothing else under way; as in containerd's client, a second answer to an
+  /// earlier call (its daemon died meanwhile) is dropped.
   Reply call(const std::string& method, const google::protobuf::MessageLite& message);
+  Reply call(const std::string& method, const std::string& payload);
   std::uint32_t next_stream();
+  /// Bytes that were sent and that nobody has read yet.
+  int unread_by_peer() const;
+  /// Bytes that have come and that were not read here.
+  int unread() const;
 
  private:
   bool fill(std::size_t size, std::chrono::steady_clock::time_point deadline);

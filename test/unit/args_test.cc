@@ -3,7 +3,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <sstream>
 
-#include "daemon/words.h"
+#include "base/words.h"
 
 namespace kuasar::daemon {
 namespace {
@@ -98,10 +98,10 @@ TEST_CASE("args: the help fits 100 columns and names flags and defaults") {
     INFO(line);
     CHECK(line.size() <= 100);
   }
-  for (const char* word :
-       {"--listen", "--dir", "--config", "--log-level", "--containerd", "--keeper", "--dump-config",
-        "--help", "--version", "/run/runc-sandboxer.sock", "/run/kuasar-runc",
-        "/etc/kuasar/runc.toml", "/etc/kuasar/runc.d/*.toml", "/run/containerd/containerd.sock"}) {
+  for (const char* word : {"--listen", "--dir", "--config", "--log-level", "--containerd",
+                           "--keeper", "--dump-config", "--help", "--version",
+                           "/run/runc-sandboxer.sock", "/run/kuasar-runc", "/etc/kuasar/runc.toml",
+                           "/etc/kuasar/runc.d/NN-*.toml", "/run/containerd/containerd.sock"}) {
     INFO(word);
     CHECK(help.find(word) != std::string::npos);
   }
@@ -113,7 +113,14 @@ TEST_CASE("words: edit distance and the nearest word") {
   CHECK(edit_distance("", "abc") == 3);
   CHECK(edit_distance("kitten", "sitting") == 3);
   CHECK(edit_distance("dir", "dir") == 0);
+  CHECK(edit_distance("dri", "dir") == 1);
+  CHECK(edit_distance("abcd", "badc") == 2);
   CHECK(nearest_word("dri", {"listen", "dir"}) == "dir");
+  CHECK(nearest_word("lisen", {"listen", "dir"}) == "listen");
+  CHECK(nearest_word("log_lvel", {"listen", "log_level"}) == "log_level");
+  // Two of three letters are another word, not a slip.
+  CHECK_FALSE(nearest_word("bar", {"listen", "dir"}));
+  CHECK_FALSE(nearest_word("d", {"dir"}));
   CHECK_FALSE(nearest_word("zzz", {"listen", "dir"}));
   CHECK_FALSE(nearest_word("dir", {}));
 }

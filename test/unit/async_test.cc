@@ -1,5 +1,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -168,6 +169,34 @@ TEST_CASE("BlockingPool: cancellation does not cut work short") {
   group.cancel();
   io.run(group.join());
   CHECK(done == 4);
+}
+
+Task<> hold_pool(BlockingPool& pool, std::shared_future<void> released) {
+  auto work = [released = std::move(released)] {
+    released.wait();
+    return true;
+  };
+  co_await pool.run(std::move(work));
+}
+
+TEST_CASE("BlockingPool: work that takes long is named by the place that began it") {
+  IoFixture io;
+  BlockingPool pool(1);
+  TaskGroup group(io.executor());
+  std::promise<void> release;
+  const std::shared_future<void> released = release.get_future().share();
+  CHECK(pool.older_than(0s).empty());
+  // The second waits for the only thread.
+  for (int i = 0; i < 2; ++i) group.spawn(hold_pool(pool, released));
+  io.settle();
+  CHECK(pool.older_than(1h).empty());
+  const auto running = pool.older_than(0s);
+  REQUIRE(running.size() == 2);
+  CHECK(running[0].name().starts_with("unit/async_test.cc:"));
+  CHECK(running[0].since <= running[1].since);
+  release.set_value();
+  io.run(group.join());
+  CHECK(pool.older_than(0s).empty());
 }
 
 }  // namespace

@@ -127,7 +127,7 @@ TEST_CASE("config: defaults, then files in order, then the command line") {
 
 TEST_CASE("config: the main file may be missing unless it was named") {
   const ConfigDir dir;
-  dir.write("runc.d/10.toml", "runtime = \"youki\"\n");
+  dir.write("runc.d/10-y.toml", "runtime = \"youki\"\n");
   const auto entries = read_config_files(dir.main(), false);
   REQUIRE(entries);
   CHECK(entries->size() == 1);
@@ -138,6 +138,25 @@ TEST_CASE("config: the main file may be missing unless it was named") {
   CHECK(read_config_files("/nonexistent/x.toml", false)->empty());
 }
 
+TEST_CASE("config: a drop-in without a number is refused, not passed over") {
+  for (const std::string name : {"ours.toml", "1-a.toml", "10.toml", "10a.toml", "a10-b.toml"}) {
+    CAPTURE(name);
+    const ConfigDir dir;
+    dir.write("runc.d/" + name, "runtime = \"youki\"\n");
+    const auto entries = read_config_files(dir.main(), false);
+    REQUIRE_FALSE(entries);
+    CHECK(entries.error().code == Code::kInvalidArgument);
+    CHECK(entries.error().message.find("/runc.d/" + name + ": ") != std::string::npos);
+    CHECK(entries.error().message.find("NN-NAME.toml") != std::string::npos);
+  }
+  // What does not look like one is somebody's note.
+  const ConfigDir dir;
+  dir.write("runc.d/README", "not toml at all [[[");
+  dir.write("runc.d/ours.toml.disabled", "not toml at all [[[");
+  dir.write("runc.d/10-a.toml~", "not toml at all [[[");
+  CHECK(read_config_files(dir.main(), false)->empty());
+}
+
 TEST_CASE("config: unknown keys are refused with their place and the nearest key") {
   const ConfigDir dir;
   CHECK(dir.refused("\nruntme = \"crun\"\n") ==
@@ -146,6 +165,7 @@ TEST_CASE("config: unknown keys are refused with their place and the nearest key
         "runc.toml:2: unknown key \"runtime\" in [runc]; did you mean \"runtime\"?");
   CHECK(dir.refused("[sandbox.deep]\nfrobnicate = 1\n") ==
         "runc.toml:2: unknown key \"frobnicate\" in [sandbox.deep]");
+  CHECK(dir.refused("[foo]\nbar = 1\n") == "runc.toml:2: unknown key \"bar\" in [foo]");
   CHECK(dir.refused("dir = \"/d\"\n[runtime_section]\n")
             .find("runc.toml:2: unknown key \"runtime_section\"") == 0);
   CHECK(dir.refused("[[listen]]\n").find("runc.toml:1: listen: must be an absolute path") == 0);

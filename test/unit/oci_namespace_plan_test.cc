@@ -75,112 +75,139 @@ void check_refused(const Entries& entries, const PodNamespaces& pod, Code code,
   CHECK(spec.dump() == before);
 }
 
-enum class Mode { kPod, kContainer, kNode };
-
-// One row of the table of modes: what PodSandboxConfig and the container say, and the entries that
-// the runtime must get, or the code and the words of the refusal.
+// One row of the table of modes: what PodSandboxConfig says, how the container asks for its PID
+// namespace (containerd writes /proc/0/ns/pid for POD and NODE), and every entry that the runtime
+// must get.
 struct Row {
-  Mode pid;
-  Mode net;
-  Mode ipc;
+  bool host_network;
+  bool host_ipc;
+  bool host_pid;
+  /// As containerd sends it.
+  std::string pid_sent;
+  PidUse use;
   Entries wanted;
-  Code refusal = Code::kOk;
-  std::string words = {};
 };
 
+constexpr const char* kSandboxPid = "/proc/0/ns/pid";
+constexpr const char* kTargetSent = "/proc/4242/ns/pid";
+constexpr const char* kTargetPin = "/run/k/sandboxes/s/containers/c/pid-target";
+
 const std::vector<Row>& table() {
+  const NamespaceEntry own_pid{"pid", ""};
+  const NamespaceEntry pod_pid{"pid", kPid};
+  const NamespaceEntry target_pid{"pid", kTargetPin};
+  const NamespaceEntry ipc{"ipc", kIpc};
+  const NamespaceEntry uts{"uts", kUts};
+  const NamespaceEntry net{"network", kNet};
+  const NamespaceEntry mnt{"mount", ""};
+  const NamespaceEntry cg{"cgroup", ""};
   static const std::vector<Row> rows = {
-      {Mode::kPod,
-       Mode::kPod,
-       Mode::kPod,
-       {{"pid", kPid},
-        {"ipc", kIpc},
-        {"uts", kUts},
-        {"mount", ""},
-        {"network", kNet},
-        {"cgroup", ""}}},
-      {Mode::kContainer,
-       Mode::kPod,
-       Mode::kPod,
-       {{"pid", ""},
-        {"ipc", kIpc},
-        {"uts", kUts},
-        {"mount", ""},
-        {"network", kNet},
-        {"cgroup", ""}}},
-      {Mode::kPod,
-       Mode::kNode,
-       Mode::kPod,
-       {{"pid", kPid}, {"ipc", kIpc}, {"mount", ""}, {"cgroup", ""}}},
-      {Mode::kContainer,
-       Mode::kNode,
-       Mode::kPod,
-       {{"pid", ""}, {"ipc", kIpc}, {"mount", ""}, {"cgroup", ""}}},
-      {Mode::kNode,
-       Mode::kPod,
-       Mode::kPod,
-       {},
-       Code::kUnimplemented,
-       "namespace_options.pid: NODE"},
-      {Mode::kNode,
-       Mode::kNode,
-       Mode::kPod,
-       {},
-       Code::kUnimplemented,
-       "namespace_options.pid: NODE"},
-      {Mode::kPod,
-       Mode::kPod,
-       Mode::kNode,
-       {},
-       Code::kUnimplemented,
-       "namespace_options.ipc: NODE"},
-      {Mode::kContainer,
-       Mode::kPod,
-       Mode::kNode,
-       {},
-       Code::kUnimplemented,
-       "namespace_options.ipc: NODE"},
-      {Mode::kPod,
-       Mode::kNode,
-       Mode::kNode,
-       {},
-       Code::kUnimplemented,
-       "namespace_options.ipc: NODE"},
-      {Mode::kContainer,
-       Mode::kNode,
-       Mode::kNode,
-       {},
-       Code::kUnimplemented,
-       "namespace_options.ipc: NODE"},
-      {Mode::kNode, Mode::kPod, Mode::kNode, {}, Code::kUnimplemented, "namespace_options."},
-      {Mode::kNode, Mode::kNode, Mode::kNode, {}, Code::kUnimplemented, "namespace_options."},
+      // network POD, ipc POD
+      {false, false, false, kSandboxPid, PidUse::kPod, {pod_pid, ipc, uts, mnt, net, cg}},
+      {false, false, false, "", PidUse::kContainer, {own_pid, ipc, uts, mnt, net, cg}},
+      {false, false, false, kTargetSent, PidUse::kTarget, {target_pid, ipc, uts, mnt, net, cg}},
+      {false, false, true, kSandboxPid, PidUse::kNode, {ipc, uts, mnt, net, cg}},
+      {false, false, true, "", PidUse::kContainer, {own_pid, ipc, uts, mnt, net, cg}},
+      {false, false, true, kTargetSent, PidUse::kTarget, {target_pid, ipc, uts, mnt, net, cg}},
+      // network POD, ipc NODE
+      {false, true, false, kSandboxPid, PidUse::kPod, {pod_pid, uts, mnt, net, cg}},
+      {false, true, false, "", PidUse::kContainer, {own_pid, uts, mnt, net, cg}},
+      {false, true, false, kTargetSent, PidUse::kTarget, {target_pid, uts, mnt, net, cg}},
+      {false, true, true, kSandboxPid, PidUse::kNode, {uts, mnt, net, cg}},
+      {false, true, true, "", PidUse::kContainer, {own_pid, uts, mnt, net, cg}},
+      {false, true, true, kTargetSent, PidUse::kTarget, {target_pid, uts, mnt, net, cg}},
+      // network NODE (and with it uts), ipc POD
+      {true, false, false, kSandboxPid, PidUse::kPod, {pod_pid, ipc, mnt, cg}},
+      {true, false, false, "", PidUse::kContainer, {own_pid, ipc, mnt, cg}},
+      {true, false, false, kTargetSent, PidUse::kTarget, {target_pid, ipc, mnt, cg}},
+      {true, false, true, kSandboxPid, PidUse::kNode, {ipc, mnt, cg}},
+      {true, false, true, "", PidUse::kContainer, {own_pid, ipc, mnt, cg}},
+      {true, false, true, kTargetSent, PidUse::kTarget, {target_pid, ipc, mnt, cg}},
+      // network NODE, ipc NODE
+      {true, true, false, kSandboxPid, PidUse::kPod, {pod_pid, mnt, cg}},
+      {true, true, false, "", PidUse::kContainer, {own_pid, mnt, cg}},
+      {true, true, false, kTargetSent, PidUse::kTarget, {target_pid, mnt, cg}},
+      {true, true, true, kSandboxPid, PidUse::kNode, {mnt, cg}},
+      {true, true, true, "", PidUse::kContainer, {own_pid, mnt, cg}},
+      {true, true, true, kTargetSent, PidUse::kTarget, {target_pid, mnt, cg}},
   };
   return rows;
+}
+
+PodNamespaces pod_of(const Row& row) {
+  PodNamespaces pod;
+  pod.host_network = row.host_network;
+  pod.host_ipc = row.host_ipc;
+  pod.host_pid = row.host_pid;
+  if (!row.host_network) {
+    pod.net = kNet;
+    pod.uts = kUts;
+  }
+  if (!row.host_ipc) pod.ipc = kIpc;
+  if (row.use == PidUse::kPod) pod.pid = kPid;
+  if (row.use == PidUse::kTarget) pod.target_pid = kTargetPin;
+  return pod;
 }
 
 }  // namespace
 
 TEST_CASE("T24 T32 oci namespaces: every combination of modes") {
+  CHECK(table().size() == 24);
   for (const Row& row : table()) {
-    CAPTURE(static_cast<int>(row.pid), static_cast<int>(row.net), static_cast<int>(row.ipc));
-    PodNamespaces pod = all_pins();
-    pod.host_network = row.net == Mode::kNode;
-    pod.host_ipc = row.ipc == Mode::kNode;
-    pod.host_pid = row.pid == Mode::kNode;
-    if (pod.host_network) pod.net = pod.uts = std::nullopt;
-    const Entries sent = from_cri(row.pid == Mode::kContainer ? "" : "/proc/0/ns/pid");
-    if (row.refusal != Code::kOk) {
-      check_refused(sent, pod, row.refusal, {row.words});
-      continue;
-    }
+    CAPTURE(row.host_network, row.host_ipc, row.host_pid, row.pid_sent);
+    const PodNamespaces pod = pod_of(row);
+    const Entries sent = from_cri(row.pid_sent);
+    CHECK(classify_pid(spec_of(sent), pod).value() == row.use);
     Spec spec = spec_of(sent);
     const Result<> applied = apply(spec, pod);
     CAPTURE(applied ? std::string() : applied.error().message);
     REQUIRE(applied);
     CHECK(spec.namespaces().value() == row.wanted);
     CHECK(spec.dump() == json_of(row.wanted));
-    CHECK(classify_pid(spec_of(sent), pod).value() ==
-          (row.pid == Mode::kPod ? PidUse::kPod : PidUse::kContainer));
+  }
+}
+
+// The 27 modes of pid, ipc and network, as words of PodSandboxConfig and of a container that asks
+// for the same, with what becomes of them. A network or IPC namespace of the container's own does
+// not exist in CRI: the sandbox layer refuses such a pod, here it counts as the pod's.
+TEST_CASE("T24 oci namespaces: of 27 modes only NODE takes an entry away, and only its own") {
+  enum Mode { kPodMode, kContainerMode, kNodeMode };
+  constexpr Mode kModes[] = {kPodMode, kContainerMode, kNodeMode};
+  for (const Mode pid : kModes) {
+    for (const Mode ipc : kModes) {
+      for (const Mode net : kModes) {
+        CAPTURE(pid, ipc, net);
+        PodNamespaces pod = all_pins();
+        pod.host_pid = pid == kNodeMode;
+        pod.host_ipc = ipc == kNodeMode;
+        pod.host_network = net == kNodeMode;
+        Spec spec = spec_of(from_cri(pid == kContainerMode ? "" : kSandboxPid));
+        REQUIRE(apply(spec, pod));
+        std::map<std::string, std::string> left;
+        const Entries entries = spec.namespaces().value();
+        for (const NamespaceEntry& e : entries) left[e.type] = e.path;
+        std::map<std::string, std::string> wanted{{"mount", ""}, {"cgroup", ""}};
+        if (pid != kNodeMode) wanted["pid"] = pid == kContainerMode ? "" : kPid;
+        if (ipc != kNodeMode) wanted["ipc"] = kIpc;
+        if (net != kNodeMode) wanted["network"] = kNet;
+        if (net != kNodeMode) wanted["uts"] = kUts;
+        CHECK(left == wanted);
+      }
+    }
+  }
+}
+
+TEST_CASE("T24 oci namespaces: no row of the table is served without its pins") {
+  std::optional<std::string> PodNamespaces::*const pins[] = {
+      &PodNamespaces::net, &PodNamespaces::ipc, &PodNamespaces::uts, &PodNamespaces::pid,
+      &PodNamespaces::target_pid};
+  for (const Row& row : table()) {
+    for (const auto pin : pins) {
+      PodNamespaces pod = pod_of(row);
+      if (!(pod.*pin)) continue;
+      pod.*pin = std::nullopt;
+      check_refused(from_cri(row.pid_sent), pod, Code::kFailedPrecondition, {"not available"});
+    }
   }
 }
 
@@ -207,8 +234,12 @@ TEST_CASE("T24 oci namespaces: a missing entry is refused, not taken for the hos
     check_refused(without(from_cri(""), type), all_pins(), Code::kInvalidArgument,
                   {"namespace " + type, "no such entry"});
   }
-  check_refused(without(from_cri(""), "pid"), all_pins(), Code::kUnimplemented,
-                {"linux.security_context.namespace_options.pid: NODE"});
+  check_refused(without(from_cri(""), "pid"), all_pins(), Code::kInvalidArgument,
+                {"namespace pid", "no such entry"});
+  PodNamespaces node = all_pins();
+  node.host_pid = node.host_ipc = true;
+  Spec nothing_to_take = spec_of(without(without(from_cri(""), "pid"), "ipc"));
+  CHECK(apply(nothing_to_take, node));
   check_refused({}, all_pins(), Code::kInvalidArgument, {"namespace mount"});
   // Host network leaves nothing to remove where containerd sent nothing.
   PodNamespaces host = all_pins();
@@ -221,9 +252,20 @@ TEST_CASE("T24 oci namespaces: a missing entry is refused, not taken for the hos
 }
 
 TEST_CASE("T24 oci namespaces: a path of another process is refused") {
-  check_refused(from_cri("/proc/4242/ns/pid"), all_pins(), Code::kUnimplemented,
-                {"linux.security_context.namespace_options.pid: TARGET", "/proc/4242/ns/pid"});
-  check_refused(from_cri("/proc/00/ns/pid"), all_pins(), Code::kUnimplemented, {"TARGET"});
+  // TARGET without the pin that the caller makes of it.
+  check_refused(from_cri(kTargetSent), all_pins(), Code::kFailedPrecondition,
+                {"namespace pid", "not available"});
+  const std::vector<std::string> bad = {
+      "/proc/00/ns/pid", "/proc/self/ns/pid",     "/proc/1/ns/net",           "/proc//ns/pid",
+      "/proc/-1/ns/pid", "/proc/1/task/1/ns/pid", "/proc/99999999999/ns/pid", "/run/k/x/ns/pid"};
+  for (const std::string& path : bad) {
+    check_refused(from_cri(path), all_pins(), Code::kInvalidArgument, {"namespace pid", path});
+    CHECK(target_pid(spec_of(from_cri(path))).value() == 0);
+  }
+  CHECK(target_pid(spec_of(from_cri(kTargetSent))).value() == 4242);
+  CHECK(target_pid(spec_of(from_cri(kSandboxPid))).value() == 0);
+  CHECK(target_pid(spec_of(from_cri(""))).value() == 0);
+  CHECK(target_pid(spec_of(without(from_cri(""), "pid"))).value() == 0);
   for (const std::string type : {"network", "ipc", "uts"}) {
     for (const std::string path : {"/proc/1/ns/net", "/var/run/netns/other", ""}) {
       check_refused(with_path(from_cri(""), type, path), all_pins(), Code::kInvalidArgument,
@@ -240,12 +282,31 @@ TEST_CASE("T24 oci namespaces: a path of another process is refused") {
   }
 }
 
-TEST_CASE("T25 oci namespaces: a user namespace is refused by name") {
-  for (const std::string path : {"", "/proc/0/ns/user", "/proc/9/ns/user"}) {
+TEST_CASE("T25 oci namespaces: a user namespace is the pod's, or refused by name") {
+  const auto with_user = [](const std::string& path) {
     Entries entries = from_cri("");
     entries.push_back({"user", path});
-    check_refused(entries, all_pins(), Code::kUnimplemented,
+    return entries;
+  };
+  constexpr const char* kUser = "/run/k/sandboxes/s/ns/user";
+  PodNamespaces pod = all_pins();
+  for (const std::string path : {"", "/proc/0/ns/user", "/proc/9/ns/user"}) {
+    check_refused(with_user(path), pod, Code::kInvalidArgument,
                   {"linux.security_context.namespace_options.userns_options", "namespace user"});
+  }
+  pod.own_user = true;
+  check_refused(with_user("/proc/0/ns/user"), pod, Code::kFailedPrecondition,
+                {"namespace user", "not available"});
+  pod.user = kUser;
+  Spec spec = spec_of(with_user("/proc/0/ns/user"));
+  REQUIRE(apply(spec, pod));
+  Entries wanted = with_path(with_user(kUser), "ipc", kIpc);
+  wanted = with_path(with_path(wanted, "uts", kUts), "network", kNet);
+  CHECK(spec.namespaces().value() == wanted);
+  // A container of the host's user namespace does not belong into such a pod.
+  check_refused(from_cri(""), pod, Code::kInvalidArgument, {"namespace user", "no such entry"});
+  for (const std::string path : {"", "/proc/9/ns/user"}) {
+    check_refused(with_user(path), pod, Code::kInvalidArgument, {"namespace user"});
   }
 }
 
@@ -268,12 +329,10 @@ TEST_CASE("oci namespaces: the pid wish is read without any pin") {
   const PodNamespaces none;
   CHECK(classify_pid(spec_of(from_cri("")), none).value() == PidUse::kContainer);
   CHECK(classify_pid(spec_of(from_cri("/proc/0/ns/pid")), none).value() == PidUse::kPod);
-  CHECK(classify_pid(spec_of(from_cri("/proc/1/ns/pid")), none).error().code ==
-        Code::kUnimplemented);
+  CHECK(classify_pid(spec_of(from_cri("/proc/1/ns/pid")), none).value() == PidUse::kTarget);
   PodNamespaces host;
   host.host_pid = true;
-  CHECK(classify_pid(spec_of(from_cri("/proc/0/ns/pid")), host).error().code ==
-        Code::kUnimplemented);
+  CHECK(classify_pid(spec_of(from_cri("/proc/0/ns/pid")), host).value() == PidUse::kNode);
   // A container may have its own although the pod says NODE.
   CHECK(classify_pid(spec_of(from_cri("")), host).value() == PidUse::kContainer);
 }

@@ -45,4 +45,25 @@ TEST_CASE("oci process: what cannot be run is refused by its name") {
   }
 }
 
+TEST_CASE("oci process: another command in a container takes over all but what it names") {
+  const std::string config =
+      R"({"ociVersion":"1.2.0","process":{"user":{"uid":5,"gid":6},"args":["init"],"env":["A=b"],)"
+      R"("cwd":"/srv","consoleSize":{"height":1,"width":2},"rlimits":[]},"linux":{}})";
+  const auto same = process_like(config, {{"ls", "-l"}, {}, "", false});
+  REQUIRE(same);
+  CHECK(exec_process(*same, false));
+  CHECK(same->find("consoleSize") == std::string::npos);
+  CHECK(same->find(R"("args":["ls","-l"])") != std::string::npos);
+  CHECK(same->find(R"("user":{"uid":5,"gid":6})") != std::string::npos);
+  CHECK(same->find(R"("cwd":"/srv")") != std::string::npos);
+  CHECK(same->find(R"("rlimits":[])") != std::string::npos);
+  const auto other = process_like(config, {{"sh"}, {"B=c"}, "/tmp", true});
+  REQUIRE(other);
+  CHECK(other->find(R"("env":["A=b","B=c"])") != std::string::npos);
+  CHECK(other->find(R"("cwd":"/tmp")") != std::string::npos);
+  CHECK(other->find(R"("terminal":true)") != std::string::npos);
+  CHECK_FALSE(process_like("{}", {{"sh"}, {}, "", false}));
+  CHECK_FALSE(process_like("nonsense", {{"sh"}, {}, "", false}));
+}
+
 }  // namespace kuasar::oci

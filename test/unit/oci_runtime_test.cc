@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <cstdlib>
 #include <filesystem>
@@ -235,8 +236,8 @@ TEST_CASE("oci runtime: a missing runtime is named, with the remedy") {
   CHECK(created.error().code == Code::kFailedPrecondition);
   CHECK(created.error().message ==
         "OCI runtime create failed: kuasar-no-such-runtime is not in PATH: install "
-        "kuasar-no-such-runtime, or set `runtime` in this daemon's configuration to an OCI runtime "
-        "that is installed");
+        "kuasar-no-such-runtime, or name an OCI runtime that is installed (`runtime` in this "
+        "daemon's configuration, BinaryName of the runtime handler in containerd's)");
 
   lab.config.binary = "/nowhere/crun";
   OciRuntime by_path(lab.spawner, lab.gate, lab.config);
@@ -256,7 +257,8 @@ TEST_CASE("oci runtime: a missing runtime is named, with the remedy") {
   REQUIRE_FALSE(refusal);
   CHECK_THAT(refusal.error().message,
              StartsWith("OCI runtime start failed: cannot run runc (`runtime` in this daemon's "
-                        "configuration): execute /x/runc: "));
+                        "configuration, or BinaryName of the runtime handler in containerd's): "
+                        "execute /x/runc: "));
 }
 
 TEST_CASE("oci runtime: exec gives the process its stdio and answers its pid") {
@@ -314,6 +316,50 @@ TEST_CASE("oci runtime: an exec that an earlier daemon began is finished, not ru
     CHECK(failed.error().message == "OCI runtime exec failed: runc: no");
   }
   CHECK(lab.spawner.spawned().size() <= 1);
+}
+
+TEST_CASE("oci runtime: a checkpoint that an earlier daemon began is finished, not run again") {
+  Lab lab;
+  OciRuntime runtime(lab.spawner, lab.gate, lab.config);
+  CheckpointArgs args;
+  args.id = "c1";
+  args.log_file = lab.log();
+  args.flags.image_path = args.flags.work_path = lab.dir();
+  const std::string key = "c1/-/checkpoint/0";
+  // Asked for before the runtime is; the recorder runs neither.
+  REQUIRE(write_file(lab.dir() + "/criu", "", 0700));
+  const std::string path = std::getenv("PATH");
+  ::setenv("PATH", (lab.dir() + ":" + path).c_str(), 1);
+  SECTION("never begun, or acknowledged, and no image") {
+    lab.spawner.play(Playback());
+    CHECK(lab.run(runtime.checkpoint(args)));
+    // The next one is another, which the next daemon is to find by the same name.
+    lab.spawner.play(Playback());
+    CHECK(lab.run(runtime.checkpoint(args)));
+    REQUIRE(lab.spawner.spawned().size() == 2);
+    CHECK(lab.spawner.spawned().at(1).key == key);
+  }
+  SECTION("acknowledged, with an image") {
+    args.written = true;
+    CHECK(lab.run(runtime.checkpoint(args)));
+    CHECK(lab.spawner.spawned().empty());
+  }
+  SECTION("ended, nobody has asked") {
+    args.written = GENERATE(false, true);
+    lab.spawner.play(Playback());
+    REQUIRE(lab.run(lab.spawner.spawn(key, {})));
+    CHECK(lab.run(runtime.checkpoint(args)));
+    CHECK(lab.spawner.spawned().size() == 1);
+    CHECK(lab.run(lab.spawner.find(key)).error().code == Code::kNotFound);
+  }
+  SECTION("ended badly: its words are kept") {
+    lab.spawner.play(leaves(1, "", "", lab.log(), R"({"level":"error","msg":"no"})"));
+    REQUIRE(lab.run(lab.spawner.spawn(key, {})));
+    const auto failed = lab.run(runtime.checkpoint(args));
+    REQUIRE_FALSE(failed);
+    CHECK(failed.error().message == "OCI runtime checkpoint failed: runc: no");
+  }
+  ::setenv("PATH", path.c_str(), 1);
 }
 
 TEST_CASE("oci runtime: a create that an earlier daemon began is killed and waited for") {
@@ -460,6 +506,15 @@ TEST_CASE("oci runtime: a program that is no OCI runtime is quoted, not trusted"
   CHECK_FALSE(lab.run(runtime.create(lab.create_args())));
 }
 
+TEST_CASE("oci log: criu's first error is the cause") {
+  CHECK(first_criu_error("(00.001) Running on x\n"
+                         "(00.002) Error (criu/kerndat.c:1047): no memory tracking\n"
+                         "(00.003) Error (criu/cr-dump.c:1781): Dumping FAILED.\n") ==
+        "no memory tracking");
+  CHECK(first_criu_error("(00.002) Error (half a line").starts_with("half"));
+  CHECK(first_criu_error("all is well\n").empty());
+}
+
 TEST_CASE("oci runtime log: the last error message is found in any log") {
   CHECK(last_error_message("").empty());
   CHECK(last_error_message("\n\n\n").empty());
@@ -467,6 +522,16 @@ TEST_CASE("oci runtime log: the last error message is found in any log") {
   CHECK(last_error_message("{\"level\":\"error\",\"msg\":7}\n{\"level\":2,\"msg\":\"x\"}").empty());
   CHECK(last_error_message("{\"level\":\"info\",\"msg\":\"x\"}").empty());
   CHECK(last_error_message("{\"level\":\"fatal\",\"msg\":\"x\"}\n\n") == "x");
+  // As crun 1.28 writes them.
+  const std::string crun =
+      "{\n  \"msg\": \"no `\\/a`\",\n  \"level\": \"error\",\n  \"time\": \"t\"\n}\n";
+  const std::string warning = "{\n  \"msg\": \"w\",\n  \"level\": \"warning\"\n}\n";
+  CHECK(last_error_message(crun) == "no `/a`");
+  CHECK(last_error_message("noise\n" + crun + warning + "more noise\n") == "no `/a`");
+  CHECK(last_error_message(warning + crun) == "no `/a`");
+  CHECK(last_error_message(warning).empty());
+  CHECK(last_error_message("}\n}\n").empty());
+  CHECK(last_error_message("{\n}\n}\n").empty());
   CHECK(last_error_message("{\"msg\":\"a\\nb\\u0007\",\"level\":\"error\"}") == "a b");
   CHECK(last_error_message(
             "{\"level\":\"error\",\"msg\":\"1\"}\n{\"level\":\"error\",\"msg\":\"\"}") == "1");

@@ -130,7 +130,7 @@ TEST_CASE("oci spec: fields of a container as CRI writes it") {
   CHECK(spec.find_mount("/dev/shm").value()->type == "tmpfs");
   CHECK(spec.mount_source("//data/").value() == "/srv/data");
   CHECK_FALSE(spec.has_mount("/etc/hosts").value());
-  CHECK_FALSE(spec.has_uid_mappings().value());
+  CHECK(spec.uid_mappings().value().empty());
   CHECK_FALSE(spec.has_idmapped_mounts().value());
 }
 
@@ -153,8 +153,8 @@ TEST_CASE("oci spec: absent and null fields are empty values") {
   CHECK(spec.namespaces().value().empty());
   CHECK(spec.mounts().value().empty());
   CHECK(spec.mount_source("/x").value().empty());
-  CHECK_FALSE(spec.has_uid_mappings().value());
-  CHECK_FALSE(spec.has_gid_mappings().value());
+  CHECK(spec.uid_mappings().value().empty());
+  CHECK(spec.gid_mappings().value().empty());
   CHECK_FALSE(spec.has_idmapped_mounts().value());
 }
 
@@ -192,7 +192,7 @@ TEST_CASE("oci spec: a field of a wrong type is named by its path") {
         "mounts[1].destination: missing or empty");
   CHECK(message_of(spec(R"({"mounts":[{"destination":"/a","options":[1]}]})").has_mount("/a")) ==
         "mounts[0].options[0]: expected a string, found a number");
-  CHECK(message_of(spec(R"({"linux":{"uidMappings":{}}})").has_uid_mappings()) ==
+  CHECK(message_of(spec(R"({"linux":{"uidMappings":{}}})").uid_mappings()) ==
         "linux.uidMappings: expected an array, found an object");
 
   Spec broken_root = spec(R"({"root":"rootfs"})");
@@ -276,9 +276,15 @@ TEST_CASE("oci spec: a mount is replaced in its place") {
 }
 
 TEST_CASE("oci spec: id mappings are seen") {
-  CHECK(must_parse(R"({"linux":{"uidMappings":[{}]}})").has_uid_mappings().value());
-  CHECK_FALSE(must_parse(R"({"linux":{"uidMappings":[]}})").has_uid_mappings().value());
-  CHECK(must_parse(R"({"linux":{"gidMappings":[{}]}})").has_gid_mappings().value());
+  const Spec mapped =
+      must_parse(R"({"linux":{"uidMappings":[{"containerID":0,"hostID":65536,"size":4294967295}],)"
+                 R"("gidMappings":[{}]}})");
+  CHECK(mapped.uid_mappings().value() == std::vector<IdMapping>{{0, 65536, 4294967295}});
+  CHECK(mapped.gid_mappings().value() == std::vector<IdMapping>{{}});
+  CHECK(must_parse(R"({"linux":{"uidMappings":[]}})").uid_mappings().value().empty());
+  CHECK_FALSE(Spec::parse(R"({"linux":{"uidMappings":[{"hostid":0}]}})"));
+  CHECK_FALSE(must_parse(R"({"linux":{"uidMappings":[{"size":-1}]}})").uid_mappings());
+  CHECK_FALSE(must_parse(R"({"linux":{"gidMappings":[7]}})").gid_mappings());
   const auto idmapped = [](std::string_view mount) {
     return must_parse(fmt::format(R"({{"mounts":[{{"destination":"/a",{}}}]}})", mount))
         .has_idmapped_mounts()
@@ -299,6 +305,19 @@ TEST_CASE("oci spec: the form of cgroupsPath tells the cgroup driver") {
   CHECK_FALSE(is_systemd_cgroups_path("a.slice:b:"));
   CHECK_FALSE(is_systemd_cgroups_path("a.slice"));
   CHECK_FALSE(is_systemd_cgroups_path(""));
+}
+
+TEST_CASE("oci spec: oom_score_adj is read and replaced") {
+  Spec spec = must_parse(R"({"process":{"oomScoreAdj":-998},"hooks":{"poststart":[]}})");
+  CHECK(spec.oom_score_adj().value() == -998);
+  REQUIRE(spec.set_oom_score_adj(-5));
+  CHECK(spec.dump() == R"({"process":{"oomScoreAdj":-5},"hooks":{"poststart":[]}})");
+  CHECK(must_parse("{}").oom_score_adj().value() == std::nullopt);
+  CHECK_FALSE(must_parse("{}").set_oom_score_adj(1));
+  CHECK_FALSE(must_parse(R"({"process":{"oomScoreAdj":-1001}})").oom_score_adj());
+  CHECK_FALSE(must_parse(R"({"process":{"oomScoreAdj":"0"}})").oom_score_adj());
+  CHECK_FALSE(spec.has_poststart_hooks().value());
+  CHECK(must_parse(R"({"hooks":{"poststart":[{"path":"/x"}]}})").has_poststart_hooks().value());
 }
 
 }  // namespace kuasar::oci

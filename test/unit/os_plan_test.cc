@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "os/cgroup.h"
+#include "os/idmap.h"
 #include "os/mount.h"
 #include "os/spawn.h"
 
@@ -32,11 +33,31 @@ TEST_CASE("mount plan: flags, data and propagation are told apart") {
 TEST_CASE("mount plan: containerd's pseudo options") {
   CHECK(plan_mount({"overlay", "o", {"X-containerd.mkdir.path=/x", "lowerdir=/l"}})->data ==
         "lowerdir=/l");
-  for (const char* option : {"uidmap=0:100000:65536", "gidmap=0:1:1", "loop"}) {
-    const auto refused = plan_mount({"overlay", "o", {option}});
-    REQUIRE_FALSE(refused);
-    CHECK(refused.error().code == Code::kUnimplemented);
-    CHECK(refused.error().message.find(option) != std::string::npos);
+  const auto refused = plan_mount({"overlay", "o", {"loop"}});
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Code::kUnimplemented);
+  CHECK(refused.error().message.find("loop") != std::string::npos);
+}
+
+TEST_CASE("T25 mount plan: id maps of a root file system") {
+  const auto plan = plan_mount(
+      {"overlay", "o", {"uidmap=0:100000:65536", "gidmap=0:200000:65536", "lowerdir=/a:/b"}});
+  REQUIRE(plan);
+  CHECK(plan->data == "lowerdir=/a:/b");
+  CHECK(plan->uid_map == "0:100000:65536");
+  CHECK(plan->gid_map == "0:200000:65536");
+  for (const char* alone : {"uidmap=0:100000:65536", "gidmap=0:1:1"}) {
+    CHECK(plan_mount({"overlay", "o", {alone}}).error().code == Code::kInvalidArgument);
+  }
+  CHECK(lower_dirs("index=off,lowerdir=/a:/b,upperdir=/u") == std::vector<std::string>{"/a", "/b"});
+  CHECK(lower_dirs("upperdir=/u").empty());
+  CHECK(with_lower_dirs("index=off,lowerdir=/a:/b,upperdir=/u", {"/x/0", "/x/1"}) ==
+        "index=off,lowerdir=/x/0:/x/1,upperdir=/u");
+  // Other maps than the pod's, or no user namespace at all.
+  for (const IdMap& map : {IdMap{}, IdMap{"/pin", "0:100000:65536", "0:100000:65536"}}) {
+    const auto mounted = mount_idmapped(*plan, "/nowhere", map, "/nowhere/lower");
+    REQUIRE_FALSE(mounted);
+    CHECK(mounted.error().message.find("0:200000:65536") != std::string::npos);
   }
 }
 

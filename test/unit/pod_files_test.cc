@@ -37,55 +37,84 @@ TEST_CASE("pod policy: what every pod may ask for") {
   cri::PodSandboxConfig config;
   CHECK(check_supported(config));
   namespaces(config)->set_network(cri::NODE);
-  namespaces(config)->set_pid(cri::CONTAINER);
+  for (const auto pid : {cri::CONTAINER, cri::NODE}) {
+    namespaces(config)->set_pid(pid);
+    CHECK(check_supported(config));
+  }
+  namespaces(config)->set_ipc(cri::NODE);
   CHECK(check_supported(config));
+  CHECK(uses_host_ipc(config));
+  CHECK(uses_host_pid(config));
   namespaces(config)->mutable_userns_options()->set_mode(cri::NODE);
   config.mutable_linux()->mutable_security_context()->mutable_selinux_options();
   CHECK(check_supported(config));
 }
 
-TEST_CASE("T19 pod policy: SELinux labels are refused by the field's name") {
-  for (int part = 0; part < 4; ++part) {
-    cri::PodSandboxConfig config;
-    auto* selinux = config.mutable_linux()->mutable_security_context()->mutable_selinux_options();
-    if (part == 0) selinux->set_user("u");
-    if (part == 1) selinux->set_role("r");
-    if (part == 2) selinux->set_type("t");
-    if (part == 3) selinux->set_level("s0:c1,c2");
-    CHECK(refused(config) ==
-          "linux.security_context.selinux_options: an SELinux label is not supported yet");
-  }
-}
-
-TEST_CASE("pod policy: host and target namespaces are refused by the field's name") {
+TEST_CASE("pod policy: modes that a pod cannot have are refused by the field's name") {
   const std::string prefix = "linux.security_context.namespace_options.";
   cri::PodSandboxConfig config;
-  namespaces(config)->set_pid(cri::NODE);
-  CHECK(refused(config) == prefix + "pid: NODE is not supported yet");
   namespaces(config)->set_pid(cri::TARGET);
-  CHECK(refused(config) == prefix + "pid: TARGET is not supported yet");
+  CHECK(refused(config) == prefix + "pid: TARGET is not supported");
   namespaces(config)->set_pid(static_cast<cri::NamespaceMode>(77));
-  CHECK(refused(config) == prefix + "pid: mode 77 is not supported yet");
+  CHECK(refused(config) == prefix + "pid: mode 77 is not supported");
   namespaces(config)->set_pid(cri::POD);
-  namespaces(config)->set_ipc(cri::NODE);
-  CHECK(refused(config) == prefix + "ipc: NODE is not supported yet");
-  namespaces(config)->set_ipc(cri::CONTAINER);
-  CHECK(refused(config) == prefix + "ipc: CONTAINER is not supported yet");
+  for (const auto mode : {cri::CONTAINER, cri::TARGET}) {
+    namespaces(config)->set_ipc(mode);
+    CHECK(refused(config) ==
+          prefix + "ipc: " + cri::NamespaceMode_Name(mode) + " is not supported");
+  }
   namespaces(config)->set_ipc(cri::POD);
   namespaces(config)->set_network(cri::CONTAINER);
-  CHECK(refused(config) == prefix + "network: CONTAINER is not supported yet");
+  CHECK(refused(config) == prefix + "network: CONTAINER is not supported");
 }
 
-TEST_CASE("pod policy: user namespaces are refused by the field's name") {
-  const std::string words =
-      "linux.security_context.namespace_options.userns_options: a user namespace is not supported "
-      "yet";
-  cri::PodSandboxConfig config;
-  namespaces(config)->mutable_userns_options()->set_mode(cri::POD);
-  CHECK(refused(config) == words);
-  namespaces(config)->mutable_userns_options()->set_mode(cri::NODE);
-  namespaces(config)->mutable_userns_options()->add_uids()->set_length(1);
-  CHECK(refused(config) == words);
+TEST_CASE("T25 pod policy: user namespaces are checked here, nobody above does it") {
+  const auto asked = [](cri::NamespaceMode mode, int uids, int gids) {
+    cri::PodSandboxConfig config;
+    auto* options = namespaces(config)->mutable_userns_options();
+    options->set_mode(mode);
+    for (int i = 0; i < uids + gids; ++i) {
+      auto* mapping = i < uids ? options->add_uids() : options->add_gids();
+      mapping->set_host_id(i < uids ? 100000 : 200000);
+      mapping->set_length(65536);
+    }
+    return config;
+  };
+  const auto words = [](const cri::PodSandboxConfig& config) {
+    const auto found = user_namespace(config);
+    REQUIRE_FALSE(found);
+    CHECK(found.error().code == Code::kInvalidArgument);
+    CHECK(found.error().message.find("linux.security_context.namespace_options.userns_options") ==
+          0);
+    return found.error().message;
+  };
+  CHECK(user_namespace({})->has_value() == false);
+  CHECK(user_namespace(asked(cri::NODE, 0, 0))->has_value() == false);
+  const auto served = user_namespace(asked(cri::POD, 1, 1));
+  REQUIRE(served);
+  CHECK(*served == PodUserNamespace{{100000, 65536}, {200000, 65536}});
+  CHECK((*served)->root() == PodRoot{100000, 200000});
+  CHECK((*served)->uids.option() == "0:100000:65536");
+  CHECK((*served)->gids.line() == "0 200000 65536\n");
+
+  CHECK(words(asked(cri::CONTAINER, 1, 1)).find("CONTAINER") != std::string::npos);
+  CHECK(words(asked(cri::TARGET, 1, 1)).find("TARGET") != std::string::npos);
+  words(asked(static_cast<cri::NamespaceMode>(77), 1, 1));
+  words(asked(cri::NODE, 1, 0));
+  words(asked(cri::NODE, 0, 1));
+  words(asked(cri::POD, 0, 1));
+  CHECK(words(asked(cri::POD, 2, 1)).find("there are 2") != std::string::npos);
+  words(asked(cri::POD, 1, 2));
+  cri::PodSandboxConfig config = asked(cri::POD, 1, 1);
+  auto* uids = namespaces(config)->mutable_userns_options()->mutable_uids(0);
+  uids->set_container_id(1);
+  CHECK(words(config).find("container_id 0") != std::string::npos);
+  uids->set_container_id(0);
+  uids->set_length(0);
+  words(config);
+  uids->set_host_id(4294967295U);
+  uids->set_length(1);
+  words(config);
 }
 
 TEST_CASE("pod files: the kubelet's DNS configuration line by line") {
@@ -163,20 +192,20 @@ TEST_CASE("pod files: the host's are read, the pod's are written for everybody t
   std::filesystem::create_directories(paths.files("a"));
   const auto files = plan_pod_files({}, kHost);
   REQUIRE(files);
-  CHECK(write_pod_files(paths, "a", *files));
-  CHECK(write_pod_files(paths, "a", *files));
+  CHECK(write_pod_files(paths, "a", *files, {}, {}));
+  CHECK(write_pod_files(paths, "a", *files, {}, {}));
   CHECK(*read_file(paths.hostname("a")) == "node-1\n");
   CHECK(*read_file(paths.hosts("a")) == kHost.hosts);
   CHECK(*read_file(paths.resolv_conf("a")) == kHost.resolv_conf);
   using std::filesystem::perms;
   CHECK(std::filesystem::status(paths.hosts("a")).permissions() == perms(0644));
-  CHECK_FALSE(write_pod_files(paths, "ghost", *files));
+  CHECK_FALSE(write_pod_files(paths, "ghost", *files, {}, {}));
   std::filesystem::remove_all(name);
 }
 
 TEST_CASE("pod mounts: compared whole") {
   const StatePaths paths{"/s"};
-  const auto plan = plan_pod_mounts(paths, "a", {"/proc", "/dev", "/etc"}, false);
+  const auto plan = plan_pod_mounts(paths, "a", {"/proc", "/dev", "/etc"}, false, true);
   const std::vector<InjectedMount> wanted{
       {"/etc/hostname", "/s/sandboxes/a/files/hostname", {"rbind", "rprivate", "rw"}},
       {"/etc/hosts", "/s/sandboxes/a/files/hosts", {"rbind", "rprivate", "rw"}},
@@ -188,12 +217,16 @@ TEST_CASE("pod mounts: compared whole") {
 
 TEST_CASE("pod mounts: read-only rootfs, and destinations that the spec has already") {
   const StatePaths paths{"/s"};
-  const auto plan = plan_pod_mounts(paths, "a", {"/etc//hosts/", "/dev/./shm"}, true);
+  const auto plan = plan_pod_mounts(paths, "a", {"/etc//hosts/", "/dev/./shm"}, true, true);
   const std::vector<InjectedMount> wanted{
       {"/etc/hostname", "/s/sandboxes/a/files/hostname", {"rbind", "rprivate", "ro"}},
       {"/etc/resolv.conf", "/s/sandboxes/a/files/resolv.conf", {"rbind", "rprivate", "ro"}},
   };
   CHECK(plan == wanted);
+  // With the host's IPC namespace /dev/shm stays as it was sent.
+  for (const InjectedMount& mount : plan_pod_mounts(paths, "a", {}, false, false)) {
+    CHECK(mount.destination != "/dev/shm");
+  }
 }
 
 }  // namespace kuasar::sandbox

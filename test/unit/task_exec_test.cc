@@ -8,7 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "async/task_group.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "os/fifo.h"
+#include "support/wait.h"
 #include "task/task_service.h"
 #include "unit/task_fixture.h"
 
@@ -109,10 +112,21 @@ TEST_CASE_METHOD(ExecFixture, "exec: a life from Exec to Delete, events in order
   CHECK(removed->exit_status() == 7);
   CHECK(removed->exited_at().seconds() > 0);
   CHECK(code_of(state("c1", "e1")) == Code::kNotFound);
-  CHECK(driver.calls == Calls{"exec c1/e1", "forget c1/e1"});
+  CHECK(driver.calls == Calls{"exec c1/e1", "reap c1/e1", "forget c1/e1"});
   CHECK(sink.topics == Calls{"/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"});
   CHECK(state("c1")->status() == ::containerd::v1::types::RUNNING);
   CHECK(exec("e1"));
+}
+
+TEST_CASE_METHOD(ExecFixture, "exec: its zombie stays until its end is on record") {
+  running();
+  running_exec("e1");
+  pods.save_error = Error::make(Code::kResourceExhausted, "no space left");
+  driver.end("c1/e1", 7);
+  CHECK(wait("c1", "e1")->exit_status() == 7);
+  CHECK(driver.calls == Calls{"exec c1/e1"});
+  CHECK(remove("c1", "e1")->exit_status() == 7);
+  CHECK(driver.calls == Calls{"exec c1/e1", "forget c1/e1"});
 }
 
 TEST_CASE_METHOD(ExecFixture, "exec: what is out of order is refused in words") {
@@ -361,21 +375,85 @@ TEST_CASE_METHOD(ExecFixture, "exec: calls that an earlier daemon did not answer
   auto kill_again = about<api::KillRequest>("c1", "e1");
   kill_again.set_signal(9);
   CHECK(io.run(service.kill(kill_again, again)));
-  CHECK(driver.calls == Calls{"exec c1/e1"});
+  CHECK(driver.calls == Calls{"exec c1/e1", "reap c1/e1"});
   driver.exec_error = Error::make(Code::kUnknown, "OCI runtime exec failed: x");
   REQUIRE(exec("e2"));
   CHECK_FALSE(start("c1", "e2"));
   CHECK(start_again("e2").error().message == "OCI runtime exec failed: x");
 }
 
+TEST_CASE_METHOD(ExecFixture,
+                 "T22: an exec that others wait for does not wait for a containerd that is away") {
+  running();
+  const std::string fifo = dir / "out";
+  REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+  const UniqueFd reader(::open(fifo.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  REQUIRE(reader);
+  auto request = exec_request("e1");
+  request.set_stdout(fifo);
+  REQUIRE(io.run(service.exec(std::move(request), context())));
+  driver.exec_says = "out";
+  REQUIRE(start("c1", "e1"));
+  peer->closed_event().set();
+  const auto others = std::make_shared<ttrpc::Peer>(2);
+  driver.end("c1/e1", 3);
+  const auto end = io.run(service.await_exit("c1", "e1", others));
+  REQUIRE(end);
+  CHECK(end->exit_status() == 3);
+  char buffer[8];
+  CHECK(::read(reader.get(), buffer, sizeof buffer) == 3);
+  // Nobody holds the writing end: the end of the file is there, with no State of containerd's.
+  CHECK(test::wait_until(
+      [&] {
+        io.settle();
+        return ::read(reader.get(), buffer, sizeof buffer) == 0;
+      },
+      std::chrono::seconds(5)));
+}
+
 TEST_CASE_METHOD(ExecFixture, "exec: recovery keeps the ended, and the not yet started") {
   io.run(service.recover(pods.dir, record_with(ExecRecord::STOPPED, 20)));
   CHECK(wait("c1", "e1")->exit_status() == 6);
+  CHECK(driver.calls == Calls{"recover c1", "recover c1/e1", "reap c1/e1"});
   CHECK(remove("c1", "e1")->exit_status() == 6);
-  io.run(service.remove_all("p1"));
+  REQUIRE(io.run(service.remove_all("p1")));
   io.run(service.recover(pods.dir, record_with(ExecRecord::CREATED, 0)));
   CHECK(state("c1", "e1")->status() == ::containerd::v1::types::CREATED);
   CHECK(start("c1", "e1"));
+}
+
+TEST_CASE_METHOD(ExecFixture,
+                 "T12 exec: output that ended while the daemon was replaced is let go of") {
+  const std::filesystem::path out = dir / "out";
+  REQUIRE(::mkfifo(out.c_str(), 0600) == 0);
+  os::OutputFifo fifo = os::open_output_fifo(out).value();
+  REQUIRE(holder.hold("io/c1/e1/stdout.r", fifo.reader.get()));
+  REQUIRE(holder.hold("io/c1/e1/stdout.w", fifo.writer.get()));
+  const UniqueFd containerd(::open(out.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  REQUIRE(containerd);
+  const auto record = record_with(ExecRecord::STOPPED, 20);
+  record->mutable_execs(0)->set_stdout(out.native());
+  record->mutable_connection()->set_id(peer->id());
+  fifo = os::OutputFifo();
+
+  io.run(service.recover(pods.dir, record));
+  char byte = 0;
+  CHECK(::read(containerd.get(), &byte, 1) == -1);
+  Calls answers;
+  TaskGroup group(io.executor());
+  SECTION("its Wait has not been read yet: the connection is there") {
+    service.connections_are_back({{peer->id(), peer}});
+  }
+  SECTION("its Wait was answered: the container's own is delivered again") {
+    ttrpc::CallContext again = context();
+    again.redelivered = true;
+    group.spawn(note(&TaskService::wait, service, about<api::WaitRequest>("c1"), again, answers));
+  }
+  io.settle();
+  // The end of the output: containerd waits for it without a timeout.
+  CHECK(::read(containerd.get(), &byte, 1) == 0);
+  peer->closed_event().set();
+  io.run(group.join());
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "containerd/runc/v1/options.pb.h"
 #include "containerd/task/v3/task.pb.h"
 #include "kuasar/state/v1/state.pb.h"
+#include "support/wait.h"
 #include "task/any.h"
 #include "unit/task_fixture.h"
 
@@ -101,19 +102,14 @@ TEST_CASE_METHOD(Fixture, "task: create into an unknown sandbox or a foreign bun
   CHECK(code_of(io.run(service.create(std::move(gone), context()))) == Code::kNotFound);
 }
 
-TEST_CASE_METHOD(Fixture, "task: what is not supported is refused by the field's name") {
+TEST_CASE_METHOD(Fixture,
+                 "T14: what is not supported is refused by the field's name, not UNIMPLEMENTED") {
   struct Case {
     const char* field;
     void (*set)(api::CreateTaskRequest&);
   };
   const Case cases[] = {
       {"checkpoint", [](api::CreateTaskRequest& r) { r.set_checkpoint("/x"); }},
-      {"options.BinaryName",
-       [](api::CreateTaskRequest& r) {
-         ::containerd::runc::v1::Options options;
-         options.set_binary_name("crun");
-         *r.mutable_options() = pack_any(options);
-       }},
   };
   for (const Case& c : cases) {
     api::CreateTaskRequest request = create_request("c1");
@@ -123,6 +119,19 @@ TEST_CASE_METHOD(Fixture, "task: what is not supported is refused by the field's
     CHECK(code_of(created) == Code::kFailedPrecondition);
     CHECK(created.error().message.starts_with(c.field));
   }
+}
+
+TEST_CASE_METHOD(Fixture, "task: the runtime that a handler names is the container's, on record") {
+  ::containerd::runc::v1::Options options;
+  options.set_binary_name("/usr/bin/crun");
+  api::CreateTaskRequest request = create_request("c1");
+  *request.mutable_options() = pack_any(options);
+  REQUIRE(io.run(service.create(std::move(request), context())));
+  CHECK(driver.calls == std::vector<std::string>{"create c1 by /usr/bin/crun"});
+  // From the first record on: a create that a crash cuts off is undone by the same runtime.
+  REQUIRE(pods.runtimes.size() == 2);
+  CHECK(pods.runtimes.front() == "/usr/bin/crun");
+  CHECK(pods.runtimes.back() == "/usr/bin/crun");
 }
 
 TEST_CASE_METHOD(Fixture, "task: hostile ids never reach a path") {
@@ -205,7 +214,28 @@ TEST_CASE_METHOD(Fixture, "T17: the end of a container in a shared PID namespace
   driver.calls.clear();
   driver.end_init("c1", 0);
   CHECK(wait("c1")->exit_status() == 0);
-  CHECK(driver.calls == std::vector<std::string>{"kill_all c1"});
+  CHECK(driver.calls == std::vector<std::string>{"kill_all c1", "reap c1"});
+}
+
+TEST_CASE_METHOD(Fixture, "T24: TARGET is a live container of the same pod, or is refused") {
+  // Every init of the fake driver has the pid 4242.
+  const auto target = [&](const std::string& id, const std::string& sandbox) {
+    const auto request = create_request(id, sandbox);
+    REQUIRE(write_file(dir / id / "config.json",
+                       R"({"root":{"path":"rootfs"},"linux":{"namespaces":[)"
+                       R"({"type":"pid","path":"/proc/4242/ns/pid"}]}})"));
+    return code_of(io.run(service.create(request, context())));
+  };
+  CHECK(target("c1", "p1") == Code::kInvalidArgument);
+  CHECK(pods.calls.empty());
+  REQUIRE(create("c2", "p1"));
+  CHECK(target("c3", "p2") == Code::kInvalidArgument);
+  CHECK(target("c4", "p1") == Code::kOk);
+  for (const char* id : {"c2", "c4"}) {
+    driver.end_init(id, 0);
+    REQUIRE(wait(id));
+  }
+  CHECK(target("c5", "p1") == Code::kInvalidArgument);
 }
 
 TEST_CASE_METHOD(Fixture, "T28: Connect, Wait and Kill of a stopped task answer at once") {
@@ -303,6 +333,45 @@ TEST_CASE_METHOD(Fixture, "task: remove_all ends and removes every container of 
   REQUIRE(io.run(service.remove_all("p1")));
   CHECK(service.containers_of("p1").empty());
   CHECK(service.containers_of("p2").size() == 1);
+}
+
+// containerd keeps its side of a task that is NOT_FOUND until it is restarted: a container that it
+// was starting when the pod's Stop came must be seen to have ended.
+TEST_CASE_METHOD(Fixture, "task: what the end of a pod has taken answers until its Delete") {
+  REQUIRE(create("c1"));
+  const std::uint32_t pid = state("c1")->pid();
+  REQUIRE(io.run(service.remove_all("p1")));
+  CHECK(service.containers_of("p1").empty());
+  CHECK(service.records().empty());
+  CHECK(sink.topics.back() == "/tasks/delete");
+  CHECK(state("c1")->status() == ::containerd::v1::types::STOPPED);
+  CHECK(state("c1")->pid() == pid);
+  CHECK(wait("c1")->exit_status() == 137);
+  CHECK(code_of(start("c1")) == Code::kFailedPrecondition);
+  CHECK(code_of(kill("c1", 9, true)) == Code::kNotFound);
+  const std::size_t told = sink.topics.size();
+  const std::size_t called = driver.calls.size();
+  CHECK(remove("c1")->exit_status() == 137);
+  CHECK(code_of(state("c1")) == Code::kNotFound);
+  CHECK(sink.topics.size() == told);
+  CHECK(driver.calls.size() == called);
+}
+
+TEST_CASE_METHOD(Fixture,
+                 "task: what the end of a pod has taken is forgotten with its connection") {
+  REQUIRE(create("c1"));
+  REQUIRE(io.run(service.remove_all("p1")));
+  CHECK(state("c1"));
+  TaskGroup group(io.executor());
+  group.spawn(service.sweep());
+  peer->closed_event().set();
+  CHECK(test::wait_until([&] { return (io.run(sleep_for(20ms)), !state("c1")); }, 5s));
+  // Nobody is there to be answered.
+  REQUIRE(create("c2"));
+  REQUIRE(io.run(service.remove_all("p1")));
+  CHECK(code_of(state("c2")) == Code::kNotFound);
+  io.run(service.stop());
+  io.run(group.join());
 }
 
 }  // namespace

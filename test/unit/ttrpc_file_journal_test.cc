@@ -1,6 +1,8 @@
 // The journal file: what one process wrote down, the next one reads.
 
 #include <google/protobuf/wrappers.pb.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
@@ -69,6 +71,47 @@ TEST_CASE("ttrpc file journal: the next process finds what is unanswered, in ord
   journal->discard();
   CHECK_FALSE(fs::exists(dir.file()));
   journal->discard();
+}
+
+// No file gets longer than `bytes` while it lives, as on a disk that is full.
+class NoRoom {
+ public:
+  explicit NoRoom(rlim_t bytes) : handler_(::signal(SIGXFSZ, SIG_IGN)) {
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &before_) == 0);
+    const rlimit small{bytes, before_.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+  }
+  ~NoRoom() {
+    ::setrlimit(RLIMIT_FSIZE, &before_);
+    ::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  sighandler_t handler_;
+  rlimit before_{};
+};
+
+TEST_CASE("ttrpc file journal: without any room the connection is served all the same", "[ttrpc]") {
+  const Directory dir;
+  {
+    std::unique_ptr<FileJournal> journal;
+    {
+      const NoRoom full(0);
+      journal = dir.open();
+      REQUIRE(journal->append(1, "lost"));
+      journal->strike(1);
+      REQUIRE(journal->append(3, "lost, too"));
+    }
+    CHECK(fs::file_size(dir.file()) == 0);
+    {
+      const NoRoom for_the_header_only(40);
+      REQUIRE(journal->append(5, "lost as well"));
+    }
+    REQUIRE(journal->append(7, "kept"));
+  }
+  const auto journal = dir.open();
+  CHECK(frames(*journal) == std::vector<std::string>{"kept"});
+  CHECK(journal->last_stream() == 7);
 }
 
 TEST_CASE("ttrpc file journal: it stays short, and never forgets the last stream", "[ttrpc]") {

@@ -53,7 +53,7 @@ endif()
 
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
-find_package(Boost 1.81 REQUIRED COMPONENTS json)
+find_package(Boost 1.81 CONFIG REQUIRED COMPONENTS json)
 
 # One layer of common/: a static library kuasar_<name> whose LINK line names every layer that it
 # may include. `tools/dev check` compares the line with the law in docs/ARCHITECTURE.md.

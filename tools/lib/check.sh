@@ -15,6 +15,8 @@ Prints one "file:line: [rule] reason" per violation and exits 1 when there is an
   sandboxer-include              no sandboxer includes another; common/ includes none
   grpc-include, toml-include, kernel-include, include-path, pragma-once, using-namespace
   pack-any, detached, fork, shell, unfinished, columns, file-length, format
+  keeper-size                    all of common/keeper/exe has at most 800 lines
+  readme-config                  README.md shows containerd's drop-in and the RuntimeClass as they are
   machine-path                   no path or package host of the machine this was written on
 
   --self-test   plants one violation of every rule in a copy of the tree and expects all found
@@ -52,6 +54,8 @@ check_tree() {
       ((${#layers[@]} == 0)) || awk -f "$KUASAR_LIB/check_cmake.awk" "${layers[@]}"
       check_scripts_length "${all[@]}"
       check_machine_paths "${all[@]}"
+      check_readme_config packaging/containerd/kuasar-runc.toml toml
+      check_readme_config packaging/kubernetes/kuasar-runc.yaml yaml
       if command -v clang-format-14 >/dev/null; then fmt_violations . "${cxx[@]}" || true; fi
     } | sort -t : -k 1,1 -k 2,2n
   )
@@ -67,6 +71,15 @@ check_scripts_length() {
     lines=$(wc -l <"$file")
     ((lines <= 600)) || printf '%s:601: [file-length] %s lines, at most 600\n' "$file" "$lines"
   done
+}
+
+# check_readme_config FILE LANGUAGE: README.md's first block of the language is the file without its
+# comments.
+check_readme_config() {
+  [[ -f $1 && -f README.md ]] || return 0
+  diff -q <(sed -E '/^ *(#|$)/d' "$1") \
+    <(awk -v fence="\`\`\`$2" '$0 == fence { on = 1; next } /^```/ && on { exit } on' README.md) \
+    >/dev/null || printf '%s:1: [readme-config] README.md shows something else\n' "$1"
 }
 
 # check_hosts: the package hosts that this machine is configured for, one per line.
@@ -131,7 +144,7 @@ check_plant() {
   local pairs=(
     'base async/task.h' 'async os/spawn.h' 'os oci/spec.h' 'oci ttrpc/frame.h' 'ttrpc oci/spec.h'
     'ttrpc os/mount.h' 'task sandbox/manager.h' 'sandbox daemon/args.h' 'os ttrpc/ttrpc.pb.h'
-    'base boost/asio.hpp' 'keeper ttrpc/frame.h' 'os keeper/wire.h' 'oci keeper/client.h'
+    'base boost/asio.hpp' 'keeper ttrpc/frame.h' 'os keeper/wire.h' 'oci keeper/client.h' 'ctl daemon/args.h' 'daemon ctl/args.h'
   )
   for number in "${!pairs[@]}"; do
     layer=${pairs[number]%% *}
@@ -139,7 +152,8 @@ check_plant() {
       "$once#include \"${pairs[number]#* }\""
   done
   local links=('keeper kuasar_ttrpc' 'base kuasar_async' 'async kuasar_os' 'os kuasar_oci' 'oci kuasar_ttrpc'
-    'ttrpc kuasar_oci' 'task kuasar_sandbox' 'sandbox kuasar_daemon' 'daemon gRPC::grpc++')
+    'ttrpc kuasar_oci' 'task kuasar_sandbox' 'sandbox kuasar_daemon' 'daemon gRPC::grpc++'
+    'ctl kuasar_daemon')
   for number in "${!links[@]}"; do
     layer=${links[number]%% *}
     file=common/$layer/CMakeLists.txt
@@ -151,9 +165,12 @@ check_plant() {
   done
 
   plant common/sandbox/planted_grpc.h grpc-include 3 "$once#include <grpcpp/server.h>"
-  # With three files more than two have gRPC headers, whatever the tree itself has.
-  for number in 1 2 3; do
-    plant "test/unit/zz_planted_grpc_$number.cc" grpc-include 1 '#include <grpcpp/server.h>'
+  # With three files more than two have gRPC headers, whatever the tree itself has. The product's
+  # files and the tests' are counted apart.
+  for file in common/task test/unit; do
+    for number in 1 2 3; do
+      plant "$file/zz_planted_grpc_$number.cc" grpc-include 1 '#include <grpcpp/server.h>'
+    done
   done
   sed -i '/zz_planted_grpc_[12]/d' "$PLANT_ROOT/expected"
   plant common/task/planted_toml.cc toml-include 1 '#include <toml.hpp>'
@@ -172,6 +189,12 @@ check_plant() {
   plant common/task/planted_todo.cc unfinished 1 '// TO''DO: later'
   plant common/task/planted_columns.cc columns 1 "// $(printf '%0101d' 0)"
   plant common/task/planted_long.cc file-length 601 "$(printf '%.0s\\n' {1..601})"
+  # Two files of 450 lines break it at the second, whatever the tree itself has; the first alone may.
+  plant common/keeper/exe/aa_planted_1.cc keeper-size 0 "$(printf '%.0s\\n' {1..450})"
+  plant common/keeper/exe/aa_planted_2.cc keeper-size 350 "$(printf '%.0s\\n' {1..450})"
+  sed -i '/aa_planted_1/d' "$PLANT_ROOT/expected"
+  printf '# as planted\nkind: Other\n' >>"$PLANT_ROOT/packaging/kubernetes/kuasar-runc.yaml"
+  printf 'packaging/kubernetes/kuasar-runc.yaml:1 readme-config\n' >>"$PLANT_ROOT/expected"
   plant docs/planted_path.md machine-path 2 '\nsee /wo''rk/main'
   plant docs/planted_home.md machine-path 1 'see /ro''ot/notes'
   plant docs/planted_host.md machine-path 1 "see ${2:-/wo''rk/} there"

@@ -5,13 +5,16 @@
 BEGIN {
   may["base"] = " fmt::fmt fmt::fmt-header-only tl::expected Threads::Threads "
   may["async"] = " kuasar_base Boost::headers Boost::boost Threads::Threads "
-  may["os"] = " kuasar_base kuasar_async "
+  may["os"] = " kuasar_base kuasar_async PkgConfig::KUASAR_SYSTEMD "
   may["keeper"] = " kuasar_base kuasar_async kuasar_os "
   may["oci"] = " kuasar_base kuasar_async kuasar_os Boost::json "
   may["ttrpc"] = " kuasar_base kuasar_async kuasar_proto protobuf::libprotobuf "
   may["task"] = " kuasar_base kuasar_async kuasar_os kuasar_keeper kuasar_oci kuasar_ttrpc " \
                 "kuasar_proto "
   may["sandbox"] = may["task"] "kuasar_task kuasar_proto_controller_grpc gRPC::grpc++_unsecure "
+  may["ctl"] = " kuasar_base kuasar_async kuasar_os kuasar_ttrpc kuasar_proto Boost::json " \
+               "toml11::toml11 "
+  may["bench"] = may["ctl"] "kuasar_ctl kuasar_proto_cri_grpc gRPC::grpc++_unsecure "
   may["daemon"] = may["task"] "kuasar_task kuasar_sandbox toml11::toml11 PkgConfig::SYSTEMD " \
                   "PkgConfig::LIBSYSTEMD PkgConfig::KUASAR_SYSTEMD "
 }

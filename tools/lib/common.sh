@@ -10,8 +10,9 @@ fi
 
 # shellcheck disable=SC2034 # used by the commands
 readonly KUASAR_CACHE=$KUASAR_ROOT/.cache KUASAR_PREFIX=$KUASAR_ROOT/.cache/prefix \
-  KUASAR_IMAGES=$KUASAR_ROOT/.cache/images KUASAR_BUILD=$KUASAR_ROOT/build \
-  KUASAR_RESULTS=$KUASAR_ROOT/build/test-results
+  KUASAR_RUNTIMES=$KUASAR_ROOT/.cache/runtimes KUASAR_IMAGES=$KUASAR_ROOT/.cache/images \
+  KUASAR_WASMEDGE=$KUASAR_ROOT/.cache/wasmedge KUASAR_MODULES=$KUASAR_ROOT/.cache/modules \
+  KUASAR_BUILD=$KUASAR_ROOT/build KUASAR_RESULTS=$KUASAR_ROOT/build/test-results
 
 die() {
   printf 'error: %s\n' "$*" >&2

@@ -14,8 +14,9 @@ usage: tools/dev demo
 
 Sets up what is missing, builds and installs the sandboxer into build/demo-prefix, starts it and a
 containerd of its own, runs a pod with two containers and shows their logs, the process tree, the
-daemon's memory and the time to the first output. Everything is private to the demo and is removed
-at its end. Needs root. The first run builds (minutes); later ones take seconds.
+daemon's memory and the time to the first output, then a pod of WebAssembly modules on the same
+containerd. Everything is private to the demo and is removed at its end. Needs root. The first run
+builds (minutes); later ones take seconds.
 TEXT
 }
 
@@ -28,7 +29,8 @@ demo_main() {
   (($# == 0)) || die "demo: unknown option '$1'; tools/dev demo --help says more"
   [[ $(id -u) == 0 ]] || die "demo needs root: it makes namespaces, mounts and cgroups"
   setup_all
-  build_preset release runc-sandboxer kuasar-pid-init kuasar-keeper kuasar_demo
+  build_preset release runc-sandboxer wasm-sandboxer kuasar-pid-init kuasar-keeper \
+    kuasar-wasm-worker kuasar-ctl kuasar_demo
 
   start=$(now_ms)
   run_logged "$KUASAR_CACHE/log/install.log" \

@@ -97,10 +97,24 @@ images_make() {
   rm -rf "$work"
 }
 
+# images_make_pause: the sandbox image of containerd's own shim, which the labs compare with.
+images_make_pause() {
+  local tree
+  tree=$(mktemp -d "$KUASAR_IMAGES/.work.XXXXXX")
+  chmod 0755 "$tree"
+  run_logged "$KUASAR_CACHE/log/pause.log" \
+    cc -Os -static -s -o "$tree/pause" "$KUASAR_ROOT/test/support/tools/pause.c" ||
+    die "the pause image cannot be compiled"
+  images_pack "$tree" docker.io/library/kuasar-pause:1 "$KUASAR_IMAGES/pause.tar" \
+    '{"Entrypoint":["/pause"],"WorkingDir":"/"}'
+  rm -rf "$tree"
+}
+
 # images_provide: makes the images unless they are of this format and of this busybox already.
 images_provide() {
   local start wanted
   wanted="format $IMAGES_FORMAT $(grep '^have busybox ' "$PREFIX_STAMP")"
+  if [[ -f $IMAGES_STAMP && ! -f $KUASAR_IMAGES/pause.tar ]]; then images_make_pause; fi
   if [[ -f $IMAGES_STAMP && -f $KUASAR_IMAGES/busybox.tar && -f $KUASAR_IMAGES/tools.tar ]] &&
     [[ $(<"$IMAGES_STAMP") == "$wanted" ]]; then
     return 0
@@ -109,6 +123,7 @@ images_provide() {
   rm -rf "$KUASAR_IMAGES"
   mkdir -p "$KUASAR_IMAGES"
   images_make
+  images_make_pause
   printf '%s\n' "$wanted" >"$IMAGES_STAMP"
-  print_step images "made busybox.tar and tools.tar in .cache/images" "$start"
+  print_step images "made busybox.tar, tools.tar and pause.tar in .cache/images" "$start"
 }

@@ -4,19 +4,24 @@
 readonly KUASAR_BUILD_PACKAGES=(
   g++ cmake ninja-build ccache lld pkg-config git ca-certificates
   clang-14 clang-format-14 clang-tidy-14 libclang-rt-14-dev llvm-14
+  wasi-libc libclang-rt-14-dev-wasm32
   libboost1.81-dev libboost-json1.81-dev
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
   libfmt-dev libtoml11-dev libexpected-dev libsystemd-dev
-  iptables iproute2 procps mount util-linux
+  patchelf iptables iproute2 procps mount util-linux
+  mmdebstrap systemd-container
 )
 
-# packages_missing: the names of KUASAR_BUILD_PACKAGES that are not installed, one per line.
+# Used by tests that say SKIPPED without them.
+readonly KUASAR_OPTIONAL_PACKAGES=(criu)
+
+# packages_missing NAME...: those that are not installed, one per line.
 packages_missing() {
   local installed name
   # Names that dpkg has never heard of make dpkg-query fail; they are simply not in its answer.
   installed=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' \
-    "${KUASAR_BUILD_PACKAGES[@]}" 2>/dev/null || true)
-  for name in "${KUASAR_BUILD_PACKAGES[@]}"; do
+    "$@" 2>/dev/null || true)
+  for name in "$@"; do
     grep -qxF "ii  $name" <<<"$installed" || printf '%s\n' "$name"
   done
 }
@@ -28,9 +33,10 @@ packages_check_machine() {
     die "setup knows the packages of Debian 12 (bookworm); this machine says '$codename'"
 }
 
+# packages_install_missing NAME...
 packages_install_missing() {
   local missing start
-  mapfile -t missing < <(packages_missing)
+  mapfile -t missing < <(packages_missing "$@")
   ((${#missing[@]})) || return 0
   packages_check_machine
   [[ $(id -u) == 0 ]] ||
@@ -47,4 +53,18 @@ packages_install_missing() {
     install --no-install-recommends "${missing[@]}" ||
     die "apt-get install failed: ${missing[*]}"
   print_step packages "installed ${#missing[@]}: ${missing[*]}" "$start"
+}
+
+packages_install_optional() {
+  local start
+  dpkg-query -W "${KUASAR_OPTIONAL_PACKAGES[@]}" >/dev/null 2>&1 && return 0
+  [[ $(id -u) == 0 ]] || return 0
+  start=$(now_ms)
+  if run_logged "$KUASAR_CACHE/log/apt-optional.log" \
+    apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+    install --no-install-recommends "${KUASAR_OPTIONAL_PACKAGES[@]}"; then
+    print_step packages "optional: ${KUASAR_OPTIONAL_PACKAGES[*]}" "$start"
+  else
+    print_step packages "optional ones are not to be had: ${KUASAR_OPTIONAL_PACKAGES[*]}" "$start"
+  fi
 }

@@ -118,6 +118,7 @@ prefix_wanted() {
   printf 'want %s\n' "${PREFIX_PACKAGES[@]}" "$PREFIX_CONTAINERD"
 }
 
+# prefix_download PACKAGE/SUITE...: leaves their .deb files, and no others, in $PREFIX_APT/debs.
 prefix_download() {
   local start log=$KUASAR_CACHE/log/prefix.log
   start=$(now_ms)
@@ -127,49 +128,76 @@ prefix_download() {
   print_step prefix "package lists of a private apt root" "$start"
   start=$(now_ms)
   rm -f "$PREFIX_APT"/debs/*.deb
-  (cd "$PREFIX_APT/debs" && run_logged "$log" prefix_apt_get download "$@") ||
+  if ! (cd "$PREFIX_APT/debs" && run_logged "$log" prefix_apt_get download "$@"); then
+    [[ " $* " != *" $PREFIX_CONTAINERD "* ]] || prefix_has_containerd ||
+      prefix_no_containerd "which this machine's archive does not have"
     die "apt-get download failed: $*"
+  fi
   print_step prefix "downloaded $*" "$start"
+}
+
+# prefix_has_containerd: whether the private apt root knows the package at all.
+prefix_has_containerd() {
+  prefix_apt_get --print-uris download "$PREFIX_CONTAINERD" >/dev/null 2>&1
+}
+
+# prefix_no_containerd WORDS: WORDS tell what is the matter with the package.
+prefix_no_containerd() {
+  die "no containerd >= 2.1 to be had. Tried: KUASAR_CONTAINERD (${KUASAR_CONTAINERD:-not set})," \
+    "PATH ($(type -P containerd || printf 'none')), Debian package $PREFIX_CONTAINERD" \
+    "($1)." "Set KUASAR_CONTAINERD=/path/to/containerd."
 }
 
 prefix_verify() {
   local binary=$KUASAR_PREFIX/usr/bin/containerd said
   prefix_version_ok "$binary" >/dev/null && return 0
   said=$("$binary" --version 2>&1 | head -n 1) || true
-  die "no containerd >= 2.1 to be had. Tried: KUASAR_CONTAINERD (${KUASAR_CONTAINERD:-not set})," \
-    "PATH ($(type -P containerd || printf 'none')), Debian package $PREFIX_CONTAINERD" \
-    "(says: ${said:-nothing}; this machine has $(ldd --version | sed -n '1s/.* /glibc /p'))." \
-    "Set KUASAR_CONTAINERD=/path/to/containerd."
+  prefix_no_containerd \
+    "says: ${said:-nothing}; this machine has $(ldd --version | sed -n '1s/.* /glibc /p')"
 }
 
-# prefix_provide [REFRESH]: leaves a complete prefix and its stamp, or dies with no stamp.
-prefix_provide() {
-  local own wanted start deb packages=("${PREFIX_PACKAGES[@]}")
-  own=$(prefix_own_containerd)
-  wanted=$(prefix_wanted "$own")
-  if [[ -z $1 && -f $PREFIX_STAMP ]] &&
-    [[ $(grep -E '^(format|own|want) ' "$PREFIX_STAMP") == "$wanted" ]]; then
-    return 0
-  fi
-  packages_check_machine
-  [[ -n $own ]] || packages+=("$PREFIX_CONTAINERD")
-  prefix_download "${packages[@]}"
-  start=$(now_ms)
-  rm -rf "$KUASAR_PREFIX"
-  mkdir -p "$KUASAR_PREFIX"
+# prefix_unpack DIR: what was downloaded, and nothing else, into DIR.
+prefix_unpack() {
+  local deb
+  rm -rf "$1"
+  mkdir -p "$1"
   for deb in "$PREFIX_APT"/debs/*.deb; do
-    dpkg-deb -x "$deb" "$KUASAR_PREFIX"
+    dpkg-deb -x "$deb" "$1"
   done
-  [[ -z $own ]] || prefix_link_containerd "$own"
-  prefix_verify
+}
+
+# prefix_write_stamp FILE WANTED: what was asked for, and the versions that came.
+prefix_write_stamp() {
+  local deb
   {
-    printf '%s\n' "$wanted"
+    printf '%s\n' "$2"
     for deb in "$PREFIX_APT"/debs/*.deb; do
       # shellcheck disable=SC2016 # dpkg-deb's own placeholders
       dpkg-deb -W --showformat 'have ${Package} ${Version}\n' "$deb"
     done
-  } >"$PREFIX_STAMP.new"
-  mv "$PREFIX_STAMP.new" "$PREFIX_STAMP"
+  } >"$1.new"
+  mv "$1.new" "$1"
+}
+
+# prefix_stamp_is FILE WANTED: whether FILE is the stamp of just this.
+prefix_stamp_is() {
+  [[ -f $1 && $(grep -vE '^have ' "$1") == "$2" ]]
+}
+
+# prefix_provide [REFRESH]: leaves a complete prefix and its stamp, or dies with no stamp.
+prefix_provide() {
+  local own wanted start packages=("${PREFIX_PACKAGES[@]}")
+  own=$(prefix_own_containerd)
+  wanted=$(prefix_wanted "$own")
+  if [[ -z $1 ]] && prefix_stamp_is "$PREFIX_STAMP" "$wanted"; then return 0; fi
+  packages_check_machine
+  [[ -n $own ]] || packages+=("$PREFIX_CONTAINERD")
+  prefix_download "${packages[@]}"
+  start=$(now_ms)
+  prefix_unpack "$KUASAR_PREFIX"
+  [[ -z $own ]] || prefix_link_containerd "$own"
+  prefix_verify
+  prefix_write_stamp "$PREFIX_STAMP" "$wanted"
   print_step prefix "unpacked into .cache/prefix" "$start"
 }
 

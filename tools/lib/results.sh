@@ -2,8 +2,9 @@
 # Reading what the tests left in build/test-results. <preset>-<suite>.xml is Catch2's own XML (it
 # has tags and counts test cases), <preset>-<suite>.junit.xml is for CI systems.
 
-# results_cases FILE...: "result<TAB>name<TAB>tags" per test case; result is passed, failed,
-# skipped, or broken for one that never ended (the binary died in it).
+# results_cases FILE...: "result<TAB>name<TAB>tags<TAB>reason<TAB>failure" per test case; result is
+# passed, failed, skipped, or broken for one that never ended (the binary died in it); reason is of
+# the skip, failure the first assertion that failed.
 results_cases() {
   awk -f "$KUASAR_LIB/results.awk" "$@"
 }
@@ -33,10 +34,12 @@ results_words() {
   printf '%s passed, %s failed, %s skipped' "$passed" "$failed" "$skipped"
 }
 
-results_failed_names() {
+# results_failures FILE: for every failed test case its name, then its first failed assertion.
+results_failures() {
   [[ -s $1 ]] || return 0
   results_cases "$1" | awk -F '\t' '$1 == "failed" || $1 == "broken" {
-    printf "FAILED       %s%s\n", $2, $1 == "broken" ? " (the test binary died here)" : "" }'
+    printf "FAILED       %s%s\n", $2, $1 == "broken" ? " (the test binary died here)" : ""
+    if ($5 != "") printf "             %s\n", substr($5, 1, 600) }'
 }
 
 # results_reasons FILE: one line per skipped test case, with its reason.

@@ -1,35 +1,20 @@
 #pragma once
 
-#include <sys/resource.h>
+#include <sys/epoll.h>
 #include <sys/types.h>
 
-#include "keeper/exe/tables.h"
+#include <string_view>
+
+#include "keeper/exe/table.h"
+#include "keeper/packet.h"
 #include "keeper/wire.h"
-#include "os/clone_child.h"
 
 namespace kuasar::keeper {
 
-/// One line on stderr; `level` is a syslog priority.
-void say(int level, const char* format, ...) __attribute__((format(printf, 2, 3)));
+/// One line on stderr.
+void say(const char* text);
 /// Text in one static buffer, until the next call.
 const char* words(const char* format, ...) __attribute__((format(printf, 1, 2)));
-std::int64_t monotonic_ms();
-
-struct Held {
-  Name name;
-  int fd;
-  /// A listening socket that connections are accepted on.
-  bool accepting;
-  /// Accepted, but the daemon's socket was full: still to be told.
-  bool untold;
-};
-
-struct Child {
-  Name name;
-  /// A pidfd.
-  int fd;
-  wire::ChildInfo info;
-};
 
 /// The other end of a connection; pid and pidfd as of its connect().
 struct Peer {
@@ -38,90 +23,94 @@ struct Peer {
   pid_t pid = 0;
 };
 
-/// A request and its descriptors; a handler that keeps one takes it out with -1.
+/// A handler that keeps a descriptor takes it out of the packet.
 struct Request {
+  Peer* from;
+  Packet packet;
   wire::Message message;
-  int fds[wire::kMaxFds];
-  int fd_count;
 };
 
-/// The whole keeper: one thread, one epoll, two tables. It parses nothing that comes from
-/// containerd, a container or an image.
+struct Reply {
+  int error = 0;
+  std::string_view name = {};
+  std::string_view body = {};
+  int fd = -1;
+};
+inline Reply refusal(int error, const char* text) {
+  return {.error = error, .body = text};
+}
+
+/// What one keeper leaves to the next, beside the table.
+struct State {
+  /// Changes with State, with Entry, and with how keepers execute each other.
+  static constexpr std::uint64_t kFormat = 0x5245564f444e4802;
+
+  std::uint64_t format = kFormat;
+  /// Of the UPGRADE that the next keeper answers.
+  std::uint32_t sequence = 0;
+  std::uint64_t next_connection = 1;
+  Peer daemon;
+  int socket = -1;
+  /// The program to go back to.
+  int old = -1;
+};
+
+/// The whole keeper: one thread, one epoll, one table. It parses nothing that comes from
+/// containerd, a container or an image. What returns an int to main() returns an exit code.
 class Keeper {
  public:
   explicit Keeper(const char* path) : path_(path) {}
   /// Listens on the path; false after having said why not.
   bool listen();
-  /// Takes the place of another keeper (see handover.cc); false with nothing changed.
-  bool take_over(int handover, bool returned);
-  /// Serves until it is told to end; the exit code.
+  /// Serves until a signal kills it.
   int run();
+  /// Takes the place of the keeper that executed this program, whose handover is stdin; if it
+  /// cannot, it goes back to that one, which has `returned` then.
+  int take_over(bool returned);
+  /// Marks the handover as understood.
+  int check_handover();
 
  private:
-  static constexpr int kMaxPending = 8;
-  static constexpr int kRetryMs = 100;
-  enum Source : std::uint32_t { kSignal, kSocket, kPeer, kListener, kChildEnd };
-
-  // keeper.cc: descriptors and connections
-  bool start();
-  bool watch(Source source, int fd, std::uint32_t events);
-  void unwatch(int fd);
-  void handle(Source source, int fd);
+  void watch(int fd);
+  // Before every close(): epoll(7) goes on to report what has a duplicate elsewhere.
+  void unwatch(int fd) { epoll_ctl(epoll_, EPOLL_CTL_DEL, fd, nullptr); }
+  void watch_all();
+  void handle(int fd);
+  int accept_one(int listener, bool room);
   void accept_peer();
-  void accept_connections(int fd);
-  bool tell_accepted(Held& held);
-  void pause();
-  void retry();
+  void accept_connection(const Entry& listener);
   void read_peer(Peer& peer);
   void disconnect(Peer& peer);
-  bool become_daemon(Peer& newcomer);
-  bool send(Peer& peer, wire::Header header, const char* name, std::size_t name_size,
-            const void* body, std::size_t body_size, int fd, int wait_ms);
-  void refuse(Peer& peer, std::uint32_t sequence, int error, const char* text);
-  void answer(Peer& peer, std::uint32_t sequence, const char* name = nullptr,
-              const void* body = nullptr, std::size_t body_size = 0, int fd = -1);
+  void send(Peer& peer, std::uint16_t type, std::uint32_t sequence, const Reply& reply);
+  void tell(const Entry& entry);
 
-  // requests.cc
-  void serve(Peer& peer, Request& request);
-  void hello(Peer& peer, const wire::Message& message);
-  const char* hold(Request& request, bool accepting, int& error);
-  void let_go(Held* held);
-  void list(Peer& peer, std::uint32_t sequence);
-  void spawn(Peer& peer, Request& request);
-  void adopt(Peer& peer, Request& request);
-  void status(Peer& peer, const wire::Message& message, bool acknowledge);
-  void reap(Peer& peer, const wire::Message& message);
-  void answer_child(Peer& peer, std::uint32_t sequence, const Child& child, bool with_fd);
-  void note_end(Child& child);
-  void forget(Child* child);
-  void quit(Peer& peer, std::uint32_t sequence);
+  Reply serve(Request& request);
+  Reply hello(Request& request);
+  Reply hold(Request& request);
+  Reply drop(Request& request);
+  Reply list(Request& request);
+  Reply spawn(Request& request);
+  Reply status(Request& request);
+  void note_end(Entry& child);
+  void let_go(Entry& entry);
 
   // handover.cc
-  void upgrade(Peer& peer, Request& request);
-  const char* try_program(int program, int handover);
-  int write_handover(std::uint32_t sequence) const;
-  void close_on_exec(bool on) const;
+  Reply upgrade(Request& request);
+  const char* try_program(int program) const;
+  bool write_handover() const;
+  bool read_handover();
+  bool close_on_exec(bool on) const;
+  void execute(int program, const char* option) const;
 
   const char* path_;
-  bool done_ = false;
-  int exit_code_ = 0;
   int epoll_ = -1;
-  int socket_ = -1;
-  int signals_ = -1;
   int null_ = -1;
-  int self_ = -1;
-  rlimit file_limit_{};
-  std::uint64_t next_connection_ = 1;
-  /// When paused listeners are tried again (CLOCK_MONOTONIC); 0: none is paused.
-  std::int64_t retry_at_ = 0;
-  Peer daemon_;
-  Peer pending_[kMaxPending];
-  Names names_;
-  Table<Held> held_{names_};
-  Table<Child> children_{names_};
+  /// A descriptor that should be watched is not.
+  bool retry_ = false;
+  State state_;
+  Peer pending_[8];
+  unsigned peers_ = 0;
+  Table table_;
 };
-
-/// kuasar-keeper --check-handover: marks the handover as understood; the exit code.
-int check_handover(int fd);
 
 }  // namespace kuasar::keeper

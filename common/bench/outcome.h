@@ -1,0 +1,16 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "base/error.h"
+#include "bench/bench.h"
+
+namespace kuasar::bench {
+
+/// Measures, prints progress, the machine and the table, and writes samples.jsonl, cdf.svg and
+/// table.txt below `out` (made if need be; empty: nothing is written). Returns the exit status: 0,
+/// or 1 when an operation failed or a "must" is missed.
+Result<int> run_and_report(Options options, const std::filesystem::path& out);
+
+}  // namespace kuasar::bench

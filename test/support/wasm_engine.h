@@ -1,0 +1,19 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "zygote.h"
+
+namespace kuasar::test {
+
+/// WasmEdge as KUASAR_LAB_WASMEDGE names it (tools/dev sets it), or a libwasmedge.so.0 that the
+/// machine has; absent, with the reason, when there is neither.
+std::optional<wasm::EngineConfig> find_wasmedge(std::string& reason);
+/// The keys of wasm-sandboxer's configuration for that engine.
+std::string wasmedge_toml(const wasm::EngineConfig& config);
+/// The directory of the test modules; empty when KUASAR_LAB_MODULES names none.
+std::filesystem::path wasm_modules();
+
+}  // namespace kuasar::test

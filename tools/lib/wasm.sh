@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+# What the wasm kind is tested with: WasmEdge of Debian forky with the C library it needs, in
+# .cache/wasmedge, and modules built from test/wasm in .cache/modules, which are also an image.
+
+readonly WASM_FORMAT=1
+readonly WASM_MODULES_FORMAT=1
+readonly WASM_STAMP=$KUASAR_WASMEDGE/.stamp
+readonly WASM_PACKAGES=(libwasmedge0 wasmedge)
+
+# wasm_engine_provide [REFRESH]: the packages with all that they need. The engine's own C library
+# comes with it: a worker runs on that, through its loader, and nothing else does.
+wasm_engine_provide() {
+  local start wanted log=$KUASAR_CACHE/log/wasm.log dir
+  wanted=$(printf '%s\n' "format $WASM_FORMAT" "${WASM_PACKAGES[@]}")
+  if [[ -z $1 ]] && prefix_stamp_is "$WASM_STAMP" "$wanted"; then return 0; fi
+  start=$(now_ms)
+  prefix_make_apt_root
+  run_logged "$log" prefix_apt_get update || die "the private apt root could not be updated"
+  rm -f "$PREFIX_APT"/debs/*.deb "$PREFIX_APT"/cache/archives/*.deb
+  run_logged "$log" prefix_apt_get install -y --download-only --no-install-recommends -t forky \
+    "${WASM_PACKAGES[@]}" || die "WasmEdge could not be downloaded"
+  mv "$PREFIX_APT"/cache/archives/*.deb "$PREFIX_APT/debs/"
+  dir=$(realpath -m "$KUASAR_WASMEDGE")
+  prefix_unpack "$dir"
+  # Debian's own directories are links in a system that is installed.
+  "$(wasm_loader)" --library-path "$(wasm_library_path)" "$dir/usr/bin/wasmedge" --version \
+    >/dev/null || die "WasmEdge of forky does not run here"
+  prefix_write_stamp "$WASM_STAMP" "$wanted"
+  print_step wasm "$(grep '^have libwasmedge0' "$WASM_STAMP" | cut -d ' ' -f 2-) in .cache/wasmedge" \
+    "$start"
+}
+
+wasm_loader() {
+  find "$(realpath -m "$KUASAR_WASMEDGE")/usr" -name 'ld-linux*.so.*' | sed -n 1p
+}
+
+wasm_library_path() {
+  local libc
+  libc=$(find "$(realpath -m "$KUASAR_WASMEDGE")/usr" -name libc.so.6 | sed -n 1p)
+  printf '%s' "${libc%/*}"
+}
+
+# wasm_bytes FILE HEX...: a module of these bytes behind its header.
+wasm_bytes() {
+  local file=$1 hex
+  shift
+  hex="0061736d01000000$(printf '%s' "$@")"
+  # shellcheck disable=SC2059 # the format is made of bytes
+  printf "$(sed 's/../\\x&/g' <<<"$hex")" >"$file"
+}
+
+# wasm_hostile DIR: what an engine must refuse, or survive.
+wasm_hostile() {
+  local dir=$1 type=010401600000 func=03020100 start=070a01065f73746172740000
+  local body=0a040102000b
+  cp "$KUASAR_PREFIX/bin/busybox" "$dir/elf.wasm" 2>/dev/null ||
+    cp "$KUASAR_PREFIX/usr/bin/busybox" "$dir/elf.wasm"
+  head -c 3000 "$dir/tool.wasm" >"$dir/truncated.wasm"
+  # An endless loop as the start function: it runs when the module is instantiated.
+  wasm_bytes "$dir/endless.wasm" $type $func 080100 0a0901070003400c000b0b
+  # 100,000,000 locals in one function, and a memory of 4 GiB from the beginning.
+  wasm_bytes "$dir/locals.wasm" $type $func $start 0a0901070180c2d72f7f0b
+  wasm_bytes "$dir/memory.wasm" $type $func 05050100808004 $start $body
+  # Of 4,294,967,295 imports the first is missing.
+  wasm_bytes "$dir/imports.wasm" 0205ffffffff0f
+  # A component.
+  printf '\0asm\x0d\0\x01\0' >"$dir/component.wasm"
+  printf 'not a module\n' >"$dir/text.wasm"
+}
+
+wasm_compile() {
+  local source name
+  for source in "$KUASAR_ROOT"/test/wasm/*.c; do
+    name=$(basename "$source" .c)
+    # clang 14 makes code of tool.c with -O2 that prints nothing.
+    clang-14 --target=wasm32-wasi -O1 -Wall -Werror -o "$1/$name.wasm" "$source" || return
+  done
+}
+
+# wasm_modules_provide: the modules and the image with all of them, when a source has changed.
+wasm_modules_provide() {
+  local start wanted work dir=$KUASAR_MODULES
+  wanted=$(printf 'format %s\n' "$WASM_MODULES_FORMAT" &&
+    cat "$KUASAR_ROOT"/test/wasm/*.c "$KUASAR_LIB/wasm.sh" | sha256sum)
+  if [[ -f $KUASAR_IMAGES/wasm.tar && -f $dir/.stamp && $(<"$dir/.stamp") == "$wanted" ]]; then
+    return 0
+  fi
+  start=$(now_ms)
+  mkdir -p "$dir"
+  rm -f "$dir"/*.wasm
+  run_logged "$KUASAR_CACHE/log/modules.log" wasm_compile "$dir" || die "a test module does not build"
+  wasm_hostile "$dir"
+  work=$(mktemp -d "$KUASAR_IMAGES/.work.XXXXXX")
+  chmod 0755 "$work"
+  mkdir -p "$work"/{etc,srv,dev}
+  mkdir -m 1777 "$work/tmp"
+  cp "$dir"/*.wasm "$work/"
+  chmod 0755 "$work"/*.wasm
+  ln -s ../../../../../../etc "$work/outside"
+  printf 'kuasar-wasm\n' >"$work/etc/image-name"
+  printf '%s\n' 'root:x:0:0:root:/root:' 'app:x:1000:1000:app:/srv:' >"$work/etc/passwd"
+  printf '%s\n' 'root:x:0:' 'app:x:1000:' 'extra:x:2000:app' >"$work/etc/group"
+  printf 'written into the image\n' >"$work/srv/README"
+  images_pack "$work" docker.io/library/kuasar-wasm:1 "$KUASAR_IMAGES/wasm.tar" \
+    "{\"Env\":[\"IMAGE=wasm\",\"GREETING=hello\"],\"Cmd\":[\"/hello.wasm\"],\"WorkingDir\":\"/srv\"}"
+  rm -rf "$work"
+  printf '%s\n' "$wanted" >"$dir/.stamp"
+  print_step wasm "$(find "$dir" -name '*.wasm' | wc -l) modules in .cache/modules, and their image" \
+    "$start"
+}

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/unique_fd.h"
+#include "container_plan.h"
+
+namespace kuasar::wasm {
+
+/// A request to a zygote with its descriptors, kControlFd and the streams still to be filled in.
+struct Launch {
+  Request request;
+  Plan plan;
+  std::vector<UniqueFd> fds = std::vector<UniqueFd>(2);
+
+  /// Adds a descriptor; its index.
+  std::int32_t add(UniqueFd fd);
+};
+
+/// Opens and makes everything that a new container needs: its root and its mounts as detached
+/// mounts, its namespaces, the cgroup.procs of `cgroups`. Blocking.
+Result<Launch> gather_container(ContainerBlueprint blueprint, const std::string& rootfs,
+                                const std::vector<std::string>& cgroups);
+
+/// The same for a process that is added to a container: the namespaces of its init, `pid`, of which
+/// the caller knows that it lives.
+Result<Launch> gather_process(Plan plan, pid_t pid, const std::vector<std::string>& cgroups);
+
+}  // namespace kuasar::wasm

@@ -1,0 +1,29 @@
+#include "base/helper.h"
+#include "daemon/sandboxer.h"
+#include "sandbox/namespace_sandbox.h"
+#include "wasm_config.h"
+#include "wasm_driver.h"
+
+namespace {
+
+using namespace kuasar;
+
+Result<daemon::Engine> make_engine(daemon::Parts& parts, const wasm::WasmConfig& config) {
+  TRY(const std::string pid_init, find_helper("kuasar-pid-init"));
+  TRY(const std::string worker, find_helper("kuasar-wasm-worker"));
+  daemon::Engine engine;
+  engine.factory = std::make_unique<sandbox::NamespaceSandboxFactory>(
+      sandbox::PodTools{parts.pool, parts.spawner, parts.paths, pid_init, config.default_sysctls});
+  engine.driver = std::make_unique<wasm::WasmDriver>(parts.spawner, parts.pool, parts.holder,
+                                                     config.engines(), worker);
+  return engine;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  wasm::WasmConfig config;
+  const daemon::ConfigTable table = wasm::wasm_config_table(config);
+  return daemon::sandboxer_main(argc, argv, wasm::wasm_defaults(), config.daemon, table,
+                                [&](daemon::Parts& parts) { return make_engine(parts, config); });
+}

@@ -1,0 +1,34 @@
+#include "wasm_config.h"
+
+namespace kuasar::wasm {
+
+WasmConfig::WasmConfig() {
+  const daemon::DaemonDefaults defaults = wasm_defaults();
+  daemon.listen = defaults.listen;
+  daemon.dir = defaults.dir;
+}
+
+std::vector<EngineConfig> WasmConfig::engines() const {
+  const auto path = [](const std::string& value) { return value == kNoPath ? "" : value; };
+  return {{"wasmedge", wasmedge_library, path(wasmedge_loader), path(wasmedge_library_path)}};
+}
+
+daemon::DaemonDefaults wasm_defaults() {
+  return {.name = "wasm-sandboxer",
+          .kind = "wasm",
+          .listen = "/run/wasm-sandboxer.sock",
+          .dir = "/run/kuasar-wasm",
+          .config = "/etc/kuasar/wasm.toml"};
+}
+
+daemon::ConfigTable wasm_config_table(WasmConfig& config) {
+  daemon::ConfigTable table;
+  daemon::add_daemon_keys(table, config.daemon);
+  table.add_bool("default_sysctls", &config.default_sysctls);
+  table.add_string("wasmedge_library", &config.wasmedge_library);
+  table.add_path_or("wasmedge_loader", WasmConfig::kNoPath, &config.wasmedge_loader);
+  table.add_path_or("wasmedge_library_path", WasmConfig::kNoPath, &config.wasmedge_library_path);
+  return table;
+}
+
+}  // namespace kuasar::wasm

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "daemon/args.h"
+#include "daemon/daemon_config.h"
+#include "zygote.h"
+
+namespace kuasar::wasm {
+
+/// Settings of the wasm sandboxer; docs/WASM.md lists the keys.
+struct WasmConfig {
+  daemon::DaemonConfig daemon;
+  /// As RuncConfig has it.
+  bool default_sysctls = true;
+  /// A file name for dlopen(3), or a path.
+  std::string wasmedge_library = "libwasmedge.so.0";
+  /// See EngineConfig; kNone: the machine's own.
+  std::string wasmedge_loader = kNoPath;
+  std::string wasmedge_library_path = kNoPath;
+
+  static constexpr const char* kNoPath = "none";
+
+  WasmConfig();
+  /// The engines, the default one first.
+  std::vector<EngineConfig> engines() const;
+};
+
+/// Names and default paths of this sandboxer.
+daemon::DaemonDefaults wasm_defaults();
+
+/// The keys of this sandboxer, bound to `config`.
+daemon::ConfigTable wasm_config_table(WasmConfig& config);
+
+}  // namespace kuasar::wasm

@@ -1,0 +1,341 @@
+#include "wasm_driver.h"
+
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "base/files.h"
+#include "base/log.h"
+#include "kuasar/state/v1/state.pb.h"
+#include "os/cgroup.h"
+#include "os/cgroup_files.h"
+#include "os/fifo.h"
+#include "os/oom_score.h"
+#include "os/pidfd.h"
+#include "os/pidfd_wait.h"
+#include "os/pty.h"
+
+namespace kuasar::wasm {
+namespace {
+
+using namespace std::chrono_literals;
+
+// A module of 512 MiB is parsed in less, also on a busy machine.
+constexpr auto kLoadTimeout = 60s;
+constexpr auto kKillTimeout = 5s;
+// How a child ends that nobody can start any more (worker/child.cc); also an end of which nothing
+// is known.
+constexpr int kNeverStarted = 255;
+
+// The start socket of a process, as the holder names it.
+std::string control_name(const task::ProcessRef& ref) {
+  return fmt::format("wasm/{}/{}", ref.container, ref.exec.empty() ? "-" : ref.exec);
+}
+
+Result<> apply_limits(const std::vector<std::string>& dirs, const os::CgroupLimits& limits) {
+  const os::CgroupControllers controllers = os::find_controllers(dirs);
+  TRY(const std::vector<os::ControlWrite> writes,
+      os::plan_limits(controllers, os::read_cgroup_now(controllers), limits));
+  return os::apply_limits(writes);
+}
+
+// The streams go with the launch: our own descriptors of them stay the Stdio's.
+Result<> add_streams(Launch& launch, const task::Stdio& stdio) {
+  if (stdio.terminal()) {
+    TRY(const os::Terminal terminal, os::make_terminal());
+    CHECK_OK(os::send_console(stdio.console_socket(), terminal.master.get()));
+    for (std::int32_t& stream : launch.plan.streams) {
+      TRY(UniqueFd slave, os::duplicate(terminal.slave.get()));
+      stream = launch.add(std::move(slave));
+    }
+    launch.plan.terminal = true;
+    return {};
+  }
+  const int fds[] = {stdio.stdin_fd(), stdio.stdout_fd(), stdio.stderr_fd()};
+  for (int i = 0; i < 3; ++i) {
+    if (fds[i] < 0) continue;
+    TRY(UniqueFd stream, os::duplicate(fds[i]));
+    launch.plan.streams[i] = launch.add(std::move(stream));
+  }
+  return {};
+}
+
+}  // namespace
+
+WasmDriver::WasmDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& holder,
+                       std::vector<EngineConfig> engines, const std::string& worker)
+    : HostDriver(spawner, pool), holder_(holder), default_engine_(engines.front().name) {
+  for (EngineConfig& engine : engines) {
+    const std::string name = engine.name;
+    zygotes_[name] = std::make_unique<Zygote>(spawner, std::move(engine), worker);
+  }
+}
+
+WasmDriver::WasmEntryPtr WasmDriver::find_wasm(const std::string& container) const {
+  return std::static_pointer_cast<WasmEntry>(find(container));
+}
+
+Result<std::string> WasmDriver::runtime_for(const std::string& binary) {
+  if (binary.empty()) return default_engine_;
+  if (zygotes_.contains(binary)) return binary;
+  std::string known;
+  for (const auto& [name, zygote] : zygotes_) known += (known.empty() ? "" : ", ") + name;
+  return fail(Code::kInvalidArgument,
+              "options.BinaryName: there is no WebAssembly engine \"{}\"; there is {}", binary,
+              known);
+}
+
+// The child, and our end of its control socket.
+Task<Result<pid_t>> WasmDriver::make_child(task::ProcessRef ref, Zygote& zygote, Launch& launch,
+                                           UniqueFd& control) {
+  CO_TRY(SocketPair pair, make_socket_pair());
+  control = std::move(pair.ours);
+  CO_CHECK(holder_.hold(control_name(ref), control.get()));
+  launch.fds[kControlFd] = std::move(pair.theirs);
+  co_return co_await zygote.make_child(launch.request, launch.fds);
+}
+
+Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::string engine,
+                                  Launch launch, const task::Stdio& stdio,
+                                  std::optional<int> oom_score_adj) {
+  CO_CHECK(add_streams(launch, stdio));
+  CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
+  const auto zygote = zygotes_.find(engine);
+  if (zygote == zygotes_.end()) {
+    co_return fail(Code::kFailedPrecondition, "there is no WebAssembly engine \"{}\"", engine);
+  }
+  UniqueFd control;
+  Result<pid_t> pid = co_await make_child(ref, *zygote->second, launch, control);
+  if (!pid && pid.error().code == Code::kUnavailable) {
+    log::warning({"", ref.container}, "{}", pid.error().message);
+    pid = co_await make_child(ref, *zygote->second, launch, control);
+  }
+  // The child has them; a pipe that we hold would never end.
+  launch.fds.clear();
+  if (!pid) co_return fail(std::move(pid).error());
+  CO_CHECK(co_await adopt(ref, member, *pid));
+  if (oom_score_adj) {
+    Result<> set = os::write_control(fmt::format("/proc/{}/oom_score_adj", *pid),
+                                     std::to_string(*oom_score_adj));
+    // One that has ended says why.
+    if (!set && !os::pidfd_exited(member->process->pidfd.get())) co_return set;
+  }
+  Result<> ready = co_await await_ready(control.get(), kLoadTimeout, "the module's process");
+  if (!ready && ready.error().code == Code::kUnavailable) {
+    // Its socket has ended, which it may close by itself.
+    (void)os::pidfd_signal(member->process->pidfd.get(), SIGKILL);
+    const bool ended = co_await os::pidfd_wait_for(member->process->pidfd.get(), kKillTimeout);
+    if (!ended) {
+      co_return fail(Code::kDeadlineExceeded,
+                     "the process that loads the module (pid {}) is "
+                     "silent and does not end on SIGKILL",
+                     member->pid);
+    }
+    const os::ExitStatus end = co_await spawner_.wait(*member->process);
+    co_return fail(Code::kResourceExhausted,
+                   "the process that loads the module was ended ({}): has it enough memory?",
+                   end.code > 128 ? fmt::format("signal {}", end.code - 128)
+                                  : fmt::format("exit code {}", end.code));
+  }
+  co_return ready;
+}
+
+Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& stdio) {
+  auto entry = std::make_shared<WasmEntry>();
+  entry->engine = plan.runtime;
+  entry->dir = plan.dir;
+  entry->rootfs = plan.rootfs;
+  enter(plan.id, entry);
+
+  if (plan.rootfs_mounts.empty()) {
+    co_return fail(Code::kUnimplemented,
+                   "rootfs: the image has no file system; OCI artifacts of WebAssembly are not "
+                   "supported, put the module into an ordinary image");
+  }
+  CO_CHECK(clamp_oom_score(plan.spec));
+  CO_TRY(ContainerBlueprint blueprint, plan_container(plan.spec));
+  CO_CHECK(co_await mount_rootfs(plan));
+  auto make_cgroups = [path = blueprint.cgroups_path,
+                       limits = blueprint.limits]() -> Result<std::vector<std::string>> {
+    TRY(std::vector<std::string> dirs, os::make_container_cgroups(path));
+    if (!dirs.empty()) CHECK_OK(apply_limits(dirs, limits));
+    return dirs;
+  };
+  // Also what is half made is remove()'s to take away.
+  CO_TRY(entry->cgroups, os::container_cgroups(blueprint.cgroups_path));
+  CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups)));
+  const std::optional<int> score = blueprint.oom_score_adj;
+  auto gather = [blueprint = std::move(blueprint), rootfs = plan.rootfs,
+                 cgroups = entry->cgroups]() mutable {
+    return gather_container(std::move(blueprint), rootfs, cgroups);
+  };
+  CO_TRY(Launch gathered, co_await pool_.run(std::move(gather)));
+  task::ProcessRef init;
+  init.container = plan.id;
+  co_return co_await launch(std::move(init), entry->init, entry->engine, std::move(gathered), stdio,
+                            score);
+}
+
+// The daemon that made a process may have died before it heard that the module is refused.
+Result<> WasmDriver::heed_refusal(const task::ProcessRef& ref) {
+  TRY(const UniqueFd control, holder_.get(control_name(ref)));
+  char words[kMaxWords];
+  const ssize_t size = ::recv(control.get(), words, sizeof words, MSG_DONTWAIT);
+  if (size <= 1 || words[0] != 'E') return {};
+  return fail(Code::kFailedPrecondition, "{}",
+              std::string_view(words + 1, static_cast<std::size_t>(size) - 1));
+}
+
+Result<> WasmDriver::let_go(const task::ProcessRef& ref) {
+  const std::string name = control_name(ref);
+  const Result<UniqueFd> control = holder_.get(name);
+  if (!control) {
+    return fail(Code::kFailedPrecondition, "{} cannot be started any more: its socket is lost",
+                name);
+  }
+  // The other end is gone once the process runs: an earlier daemon came that far.
+  const bool sent = ::send(control->get(), "S", 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1;
+  if (!sent && errno != EPIPE && errno != ECONNRESET) return fail_errno("start", name);
+  holder_.drop(name);
+  return {};
+}
+
+Task<Result<>> WasmDriver::start(std::string container) {
+  task::ProcessRef init;
+  init.container = std::move(container);
+  const WasmEntryPtr entry = find_wasm(init.container);
+  if (!entry || !entry->init->process) co_return fail(gone(init));
+  const Result<UniqueFd> control = holder_.get(control_name(init));
+  if (control || control.error().code != Code::kNotFound) co_return let_go(init);
+  // An earlier daemon came further: it drops the socket once it has used it. One that was lost
+  // before ends its process.
+  const os::Process& process = *entry->init->process;
+  if (!os::pidfd_exited(process.pidfd.get())) co_return Result<>();
+  const os::ExitStatus end = co_await spawner_.wait(process);
+  if (end.code != kNeverStarted) co_return Result<>();
+  co_return let_go(init);
+}
+
+Task<> WasmDriver::end_process(const task::ProcessRef& ref, MemberPtr member) {
+  holder_.drop(control_name(ref));
+  if (!member->process) co_return;
+  (void)os::pidfd_signal(member->process->pidfd.get(), SIGKILL);
+  const bool ended = co_await os::pidfd_wait_for(member->process->pidfd.get(), kKillTimeout);
+  if (!ended) {
+    log::error({"", ref.container}, "process {} does not end on SIGKILL", member->pid);
+  }
+}
+
+Task<Result<>> WasmDriver::exec(task::ExecPlan plan, const task::Stdio& stdio) {
+  const WasmEntryPtr entry = find_wasm(plan.ref.container);
+  if (!entry || !entry->init->process) co_return fail(gone(plan.ref));
+  CO_TRY(const std::string json, read_file(plan.process_file));
+  CO_TRY(Plan process, plan_process(json));
+  auto gather = [process = std::move(process), pid = entry->init->pid,
+                 cgroups = entry->cgroups]() mutable {
+    return gather_process(std::move(process), pid, cgroups);
+  };
+  Result<Launch> gathered = co_await pool_.run(std::move(gather));
+  Result<int> score = os::oom_score_adj_of(entry->init->pid);
+  // Its pid was its own when the namespaces were opened, and its score was read.
+  if (os::pidfd_exited(entry->init->process->pidfd.get())) {
+    co_return fail(Code::kFailedPrecondition, "container {} has ended", plan.ref.container);
+  }
+  if (!gathered) co_return fail(std::move(gathered).error());
+  if (!score) co_return fail(std::move(score).error());
+  const auto member = std::make_shared<Member>();
+  entry->execs[plan.ref.exec] = member;
+  Result<> done =
+      co_await launch(plan.ref, member, entry->engine, std::move(*gathered), stdio, *score);
+  if (done) done = let_go(plan.ref);
+  if (!done) {
+    co_await end_process(plan.ref, member);
+    forget_exec(plan.ref);
+  }
+  co_return done;
+}
+
+Task<Result<>> WasmDriver::resume_exec(task::ExecPlan plan) {
+  const WasmEntryPtr entry = find_wasm(plan.ref.container);
+  if (!entry) co_return fail(gone(plan.ref));
+  Result<os::Process> known = co_await spawner_.find(process_key(plan.ref));
+  if (!known) {
+    // A child that has no name yet ends when nobody can start it.
+    holder_.drop(control_name(plan.ref));
+    co_return fail(gone(plan.ref));
+  }
+  const auto member = std::make_shared<Member>();
+  entry->execs[plan.ref.exec] = member;
+  member->pid = known->pid;
+  member->start_time = os::process_start_time(known->pid).value_or(0);
+  member->process = std::move(*known);
+  // The socket is dropped when it has been let go.
+  if (!holder_.get(control_name(plan.ref))) co_return Result<>();
+  Result<> done = heed_refusal(plan.ref);
+  if (done) done = let_go(plan.ref);
+  if (!done) {
+    co_await end_process(plan.ref, member);
+    forget_exec(plan.ref);
+  }
+  co_return done;
+}
+
+void WasmDriver::forget_exec(const task::ProcessRef& ref) {
+  const EntryPtr entry = find(ref.container);
+  if (!entry) return;
+  const MemberPtr member = find(ref);
+  if (member && member->process) spawner_.acknowledge(*member->process);
+  holder_.drop(control_name(ref));
+  entry->execs.erase(ref.exec);
+}
+
+Task<Result<>> WasmDriver::checkpoint(task::CheckpointPlan) {
+  co_return fail(Code::kUnimplemented, "checkpoint: not supported for WebAssembly");
+}
+
+Task<Result<>> WasmDriver::remove(std::string container) {
+  const WasmEntryPtr entry = find_wasm(container);
+  if (!entry) co_return Result<>();
+  CO_CHECK(co_await begin_remove(container));
+  task::ProcessRef ref;
+  ref.container = container;
+  co_await end_process(ref, entry->init);
+  for (const auto& [id, member] : entry->execs) {
+    ref.exec = id;
+    co_await end_process(ref, member);
+  }
+  co_return co_await finish_remove(container);
+}
+
+Task<Result<bool>> WasmDriver::recover(std::string dir,
+                                       std::shared_ptr<const state::v1::ContainerState> record) {
+  auto entry = std::make_shared<WasmEntry>();
+  entry->engine = record->runtime();
+  recover_entry(entry, dir, *record);
+  task::ProcessRef init;
+  init.container = record->id();
+  if (record->phase() == state::v1::ContainerState::CREATING) {
+    // What has no name yet ends with its socket; what has one is remove()'s.
+    holder_.drop(control_name(init));
+    const Result<std::string> config = read_file(config_path(dir));
+    const Result<oci::Spec> spec =
+        config ? oci::Spec::parse(*config) : Result<oci::Spec>(fail(config.error()));
+    if (spec) {
+      const std::string path = spec->cgroups_path().value_or("");
+      entry->cgroups = os::container_cgroups(path).value_or(std::vector<std::string>());
+    }
+    Result<os::Process> known = co_await spawner_.find(process_key(init));
+    if (known) {
+      entry->init->pid = known->pid;
+      entry->init->process = std::move(*known);
+    }
+    co_return false;
+  }
+  co_return co_await readopt(std::move(init), entry->init, record->init().pid(),
+                             record->init().start_time());
+}
+
+}  // namespace kuasar::wasm

@@ -1,0 +1,217 @@
+#include "worker/child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <malloc.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "worker/confine.h"
+
+namespace kuasar::wasm {
+namespace {
+
+// Larger modules are refused before they take up memory.
+constexpr off_t kMaxModule = 512L << 20;
+constexpr char kMagic[] = {'\0', 'a', 's', 'm'};
+constexpr unsigned kCoreVersion = 1;
+
+void say(const std::string& text) {
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t n = ::write(STDERR_FILENO, text.data() + done, text.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return;
+    done += static_cast<std::size_t>(n);
+  }
+}
+
+void end_on_signal(int signal) {
+  ::_exit(128 + signal);
+}
+
+// PID 1 of a namespace is spared by every signal that it has no handler for, and a guest cannot
+// have one. Not here: faults (SIGSEGV, SIGBUS, SIGFPE, SIGILL), which the kernel forces on it.
+void obey_signals() {
+  struct sigaction action {};
+  action.sa_handler = end_on_signal;
+  for (const int signal :
+       {SIGHUP, SIGINT, SIGQUIT, SIGTRAP, SIGABRT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGSTKFLT,
+        SIGXCPU, SIGXFSZ, SIGVTALRM, SIGPROF, SIGPOLL, SIGPWR, SIGSYS}) {
+    ::sigaction(signal, &action, nullptr);
+  }
+  for (int signal = SIGRTMIN; signal <= SIGRTMAX; ++signal) ::sigaction(signal, &action, nullptr);
+  // A guest sees a broken pipe as an error.
+  ::signal(SIGPIPE, SIG_IGN);
+  sigset_t none;
+  ::sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+}
+
+std::string read_plan(int fd, int control) {
+  struct stat st {};
+  if (::fstat(fd, &st) != 0) refuse_errno(control, "stat the plan");
+  std::string bytes(static_cast<std::size_t>(st.st_size), '\0');
+  const ssize_t size = ::pread(fd, bytes.data(), bytes.size(), 0);
+  if (size != st.st_size) refuse_errno(control, "read the plan");
+  return bytes;
+}
+
+void set_streams(const Plan& plan, const std::vector<int>& fds, int null_fd, int control) {
+  for (int i = 0; i < 3; ++i) {
+    const int from = plan.streams[i] == kNone ? null_fd : fds[plan.streams[i]];
+    if (::dup2(from, i) < 0) refuse_errno(control, "set up the standard streams");
+  }
+  if (plan.terminal && ::ioctl(STDIN_FILENO, TIOCSCTTY, 0) != 0) {
+    refuse_errno(control, "make the terminal the controlling one");
+  }
+}
+
+// What ps(1) shows. The zygote's environment has the name by which a daemon would find a zygote
+// whose keeper died while it was started: a container must not be taken for that.
+void show_command(const Plan& plan, CommandLine line) {
+  show_words(line, plan.args);
+  if (line.environment != nullptr) {
+    std::memset(line.environment, 0,
+                static_cast<std::size_t>(line.environment_end - line.environment));
+  }
+  const std::string name = plan.module.substr(plan.module.rfind('/') + 1);
+  ::prctl(PR_SET_NAME, name.c_str(), 0, 0, 0);
+}
+
+std::string no_module(const std::string& path, const std::string& why) {
+  return "\"" + path + "\" is no WebAssembly module: " + why +
+         "; this runtime handler runs nothing else";
+}
+
+// As the container's user, inside its root.
+std::string read_module(const Plan& plan, int control) {
+  // Of the root, as RESOLVE_IN_ROOT begins there also with an absolute one.
+  const std::string& path = plan.module;
+  const std::string full = path.front() == '/' ? path : plan.cwd + "/" + path;
+  const int root = ::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  open_how how{};
+  // Something other than a file must not make us wait before we see that.
+  how.flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  const int fd = static_cast<int>(::syscall(SYS_openat2, root, full.c_str(), &how, sizeof how));
+  struct stat st {};
+  if (fd < 0 || ::fstat(fd, &st) != 0) refuse_errno(control, "module \"" + path + "\"");
+  if (!S_ISREG(st.st_mode)) refuse(control, no_module(path, "it is not a regular file"));
+  if (st.st_size > kMaxModule) refuse(control, no_module(path, "it is larger than 512 MiB"));
+  unsigned char head[8] = {};
+  const ssize_t got = ::pread(fd, head, sizeof head, 0);
+  if (got != sizeof head || std::memcmp(head, kMagic, sizeof kMagic) != 0) {
+    refuse(control, no_module(path, "it does not begin with \\0asm"));
+  }
+  const unsigned version = head[4] | head[5] << 8U;
+  if (version != kCoreVersion || head[6] != 0 || head[7] != 0) {
+    refuse(control, "\"" + path + "\" is a WebAssembly component or of another version than 1: " +
+                        "not supported");
+  }
+  std::string bytes(static_cast<std::size_t>(st.st_size), '\0');
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n =
+        ::pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) refuse_errno(control, "read \"" + path + "\"");
+    done += static_cast<std::size_t>(n);
+  }
+  ::close(fd);
+  ::close(root);
+  return bytes;
+}
+
+// A daemon that took over from one that died lets us go without having heard of us and closes its
+// end: our word cannot be delivered then, or lies there unread, which the next read tells once
+// (ECONNRESET), before what was sent to us. Only the end of the connection is one.
+void await_start(int control) {
+  // write(2), as send(2) is forbidden by now.
+  (void)!::write(control, "R", 1);
+  char byte = 0;
+  ssize_t n;
+  bool reset = false;
+  while ((n = ::read(control, &byte, 1)) < 0) {
+    if (errno == EINTR) continue;
+    if (errno != ECONNRESET || reset) break;
+    reset = true;
+  }
+  // Nobody will start it any more.
+  if (n != 1) ::_exit(255);
+  ::close(control);
+}
+
+}  // namespace
+
+void show_words(CommandLine line, const std::vector<std::string>& words) {
+  if (line.begin == nullptr) return;
+  std::memset(line.begin, 0, static_cast<std::size_t>(line.end - line.begin));
+  char* at = line.begin;
+  for (const std::string& word : words) {
+    if (static_cast<std::size_t>(line.end - at) <= word.size()) break;
+    std::memcpy(at, word.data(), word.size());
+    at += word.size() + 1;
+  }
+}
+
+void refuse(int control, const std::string& why) {
+  const std::string line = "E" + why.substr(0, kMaxWords - 1);
+  // Nobody listens any more: then it is for the log.
+  if (::write(control, line.data(), line.size()) < 0) say(why + "\n");
+  ::_exit(255);
+}
+
+void refuse_errno(int control, const std::string& what) {
+  refuse(control, what + ": " + std::strerror(errno));
+}
+
+void run_child(Engine& engine, const std::vector<int>& fds, int null_fd, CommandLine command_line) {
+  int control = fds[kControlFd];
+  Plan plan;
+  if (!decode(read_plan(fds[kPlanFd], control), plan)) refuse(control, "the plan is malformed");
+  obey_signals();
+  show_command(plan, command_line);
+  ::setsid();
+  const Confinement confinement{plan, fds, control};
+  confinement.enter_cgroups();
+  confinement.join_namespaces();
+  ::umask(0);
+  confinement.build_root();
+  ::umask(plan.umask);
+  set_streams(plan, fds, null_fd, control);
+  confinement.set_limits();
+  confinement.drop_privileges();
+  // Only the streams and the control socket stay.
+  const int kept = ::fcntl(control, F_DUPFD_CLOEXEC, 3);
+  if (kept < 0 || ::dup2(kept, 3) < 0) refuse_errno(control, "set up descriptors");
+  control = 3;
+  if (::syscall(SYS_close_range, 4U, ~0U, 0) != 0) refuse_errno(control, "close descriptors");
+  if (!plan.cwd.empty() && ::chdir(plan.cwd.c_str()) != 0) {
+    refuse_errno(control, "enter the working directory " + plan.cwd);
+  }
+  const Confinement rest{plan, fds, control};
+  rest.forbid_calls();
+  {
+    const std::string bytes = read_module(plan, control);
+    const std::string why = engine.load(plan, bytes);
+    if (!why.empty()) refuse(control, "module \"" + plan.module + "\" is refused: " + why);
+  }
+  // What only parsing needed.
+  ::malloc_trim(0);
+  await_start(control);
+  const GuestEnd end = engine.run(plan);
+  if (!end.trap.empty()) say("wasm trap: " + end.trap + "\n");
+  ::_exit(end.code);
+}
+
+}  // namespace kuasar::wasm

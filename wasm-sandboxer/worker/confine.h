@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "worker/plan.h"
+
+// What a child does to itself before it looks at a byte of an image. Each step ends the process
+// when it fails (child.h, refuse()).
+
+namespace kuasar::wasm {
+
+/// Where a zygote's children mount their root.
+inline constexpr char kRootMount[] = "/root";
+
+/// The directories of the zygote's own, empty root.
+void enter_empty_root();
+
+struct Confinement {
+  const Plan& plan;
+  const std::vector<int>& fds;
+  int control;
+
+  void enter_cgroups() const;
+  void join_namespaces() const;
+  /// Moves the mounts into the new root and makes that the only one.
+  void build_root() const;
+  void set_limits() const;
+  /// The container's user, without any capability and any way to one.
+  void drop_privileges() const;
+  /// Forbids all system calls but those of an interpreter with WASI.
+  void forbid_calls() const;
+};
+
+}  // namespace kuasar::wasm

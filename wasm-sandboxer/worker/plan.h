@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// What the wasm sandboxer and its zygotes (kuasar-wasm-worker) say to each other. The worker runs
+// on the C library of its engine: nothing here needs more than the standard library.
+//
+// A zygote is started with the one end of a SOCK_SEQPACKET pair as descriptor 3. Its first message
+// is a line of text: "R" when the engine is loaded, else "E" and why not. Then every message of the
+// daemon is a Request with descriptors beside it, and is answered by an Answer. The end of the
+// connection is the end of the zygote.
+//
+// The descriptors of a request: a memfd with the Plan, the child's control socket, and then what
+// the Plan names by index. The child says "R" on its control socket when it waits to be started,
+// else "E" and why it ends; one byte starts it.
+
+namespace kuasar::wasm {
+
+inline constexpr int kZygoteSocket = 3;
+/// Of descriptors beside one message (SCM_MAX_FD of the kernel is 253).
+inline constexpr std::size_t kMaxFds = 250;
+inline constexpr std::size_t kPlanFd = 0;
+inline constexpr std::size_t kControlFd = 1;
+inline constexpr std::size_t kMaxWords = 4096;
+inline constexpr int kNone = -1;
+
+/// All that the zygote itself reads: the rest is its child's.
+struct Request {
+  std::uint32_t sequence = 0;
+  /// A PID namespace of its own.
+  std::uint32_t new_pid = 0;
+  /// A mount namespace of its own.
+  std::uint32_t new_mounts = 0;
+  /// Index of the PID namespace that the child shall be born into; kNone.
+  std::int32_t pid_namespace = kNone;
+};
+
+struct Answer {
+  std::uint32_t sequence = 0;
+  /// The child, a child of the zygote's parent; or -errno.
+  std::int32_t pid = 0;
+};
+
+/// Everything about the child, decided before there is one. Indices are of the request's
+/// descriptors.
+struct Plan {
+  struct Mount {
+    /// A detached mount (open_tree(2), fsmount(2)).
+    std::int32_t fd = kNone;
+    std::string target;
+    bool directory = true;
+    bool operator==(const Mount&) const = default;
+  };
+  struct Limit {
+    std::int32_t resource = 0;
+    std::uint64_t soft = 0;
+    std::uint64_t hard = 0;
+    bool operator==(const Limit&) const = default;
+  };
+  struct Preopen {
+    std::string guest;
+    std::string host;
+    bool readonly = false;
+    bool operator==(const Preopen&) const = default;
+  };
+
+  /// A path in the container, and the function to call: empty is _start.
+  std::string module;
+  std::string function;
+  std::vector<std::string> args;
+  std::vector<std::string> env;
+  std::string cwd;
+  std::vector<Preopen> preopens;
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+  std::vector<std::uint32_t> groups;
+  std::uint32_t umask = 022;
+  std::vector<Limit> limits;
+  /// Of the guest's memory in pages of 64 KiB; 0: what the engine allows.
+  std::uint32_t memory_pages = 0;
+
+  /// A detached mount to become the root; kNone in a process that is added to a container.
+  std::int32_t root = kNone;
+  bool root_readonly = false;
+  std::vector<Mount> mounts;
+  /// To join, in this order.
+  std::vector<std::int32_t> namespaces;
+  std::int32_t user_namespace = kNone;
+  /// cgroup.procs files, open for writing.
+  std::vector<std::int32_t> cgroups;
+  /// Standard streams; kNone is /dev/null.
+  std::int32_t streams[3] = {kNone, kNone, kNone};
+  /// The streams are a terminal, which becomes the controlling one.
+  bool terminal = false;
+
+  bool operator==(const Plan&) const = default;
+};
+
+std::string encode(const Plan& plan);
+/// False when the bytes are no plan.
+bool decode(std::string_view bytes, Plan& plan);
+
+/// args[0] of a container, "path#function", as runwasi has it.
+std::pair<std::string, std::string> split_module(const std::string& word);
+
+}  // namespace kuasar::wasm

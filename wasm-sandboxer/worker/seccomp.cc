@@ -1,0 +1,178 @@
+#include "worker/seccomp.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+namespace kuasar::wasm {
+namespace {
+
+#if defined(__x86_64__)
+constexpr unsigned kArchitecture = AUDIT_ARCH_X86_64;
+#elif defined(__aarch64__)
+constexpr unsigned kArchitecture = AUDIT_ARCH_AARCH64;
+#else
+#error "no list of system calls for this architecture"
+#endif
+
+// Files and clocks for WASI, memory for the interpreter. None makes a process, a socket, a device,
+// a mount or a namespace, sends a signal to others, or looks at another process.
+constexpr int kAllowed[] = {
+    SYS_read,
+    SYS_write,
+    SYS_readv,
+    SYS_writev,
+    SYS_pread64,
+    SYS_pwrite64,
+    SYS_preadv,
+    SYS_pwritev,
+    SYS_openat,
+    SYS_openat2,
+    SYS_close,
+    SYS_fstat,
+    SYS_newfstatat,
+    SYS_statx,
+    SYS_fstatfs,
+    SYS_lseek,
+    SYS_dup,
+    SYS_dup3,
+    SYS_fdatasync,
+    SYS_fsync,
+    SYS_ftruncate,
+    SYS_fallocate,
+    SYS_fadvise64,
+    SYS_getdents64,
+    SYS_mkdirat,
+    SYS_unlinkat,
+    SYS_renameat,
+    SYS_renameat2,
+    SYS_linkat,
+    SYS_symlinkat,
+    SYS_readlinkat,
+    SYS_utimensat,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_ppoll,
+    SYS_pselect6,
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    SYS_timerfd_create,
+    SYS_timerfd_settime,
+    SYS_timerfd_gettime,
+    SYS_clock_gettime,
+    SYS_clock_getres,
+    SYS_clock_nanosleep,
+    SYS_nanosleep,
+    SYS_restart_syscall,
+    SYS_getrandom,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_madvise,
+    SYS_brk,
+    SYS_futex,
+    SYS_sched_yield,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sigaltstack,
+    SYS_getpid,
+    SYS_gettid,
+    SYS_getuid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getegid,
+    SYS_shutdown,
+#if defined(__x86_64__)
+    SYS_open,
+    SYS_stat,
+    SYS_lstat,
+    SYS_access,
+    SYS_poll,
+    SYS_select,
+    SYS_getdents,
+    SYS_mkdir,
+    SYS_rmdir,
+    SYS_unlink,
+    SYS_rename,
+    SYS_link,
+    SYS_symlink,
+    SYS_readlink,
+    SYS_epoll_wait,
+    SYS_time,
+    SYS_gettimeofday,
+#endif
+};
+// Of these no call that asks for executable memory: an interpreter needs none, and who has broken
+// out of it gets none.
+constexpr int kWithoutExec[] = {SYS_mmap, SYS_mprotect};
+// Of fcntl(2) what concerns a descriptor itself. With F_SETOWN, F_SETSIG and O_ASYNC it would send
+// signals to others, with F_NOTIFY and leases to ourselves, and F_SETPIPE_SZ takes kernel memory.
+constexpr int kFcntl[] = {F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, F_GETFL};
+constexpr unsigned kRefused = SECCOMP_RET_ERRNO | (EPERM & SECCOMP_RET_DATA);
+constexpr unsigned kDenied = SECCOMP_RET_ERRNO | (ENOSYS & SECCOMP_RET_DATA);
+
+sock_filter load(std::size_t offset) {
+  return BPF_STMT(BPF_LD | BPF_W | BPF_ABS, static_cast<unsigned>(offset));
+}
+sock_filter answer(unsigned what) {
+  return BPF_STMT(BPF_RET | BPF_K, what);
+}
+
+// Allows a call whose argument has none of the bits. The arguments are little-endian, the low word
+// is first; those that are looked at are ints.
+void allow_without(std::vector<sock_filter>& filter, int argument, unsigned bits) {
+  filter.push_back(load(offsetof(seccomp_data, args) + argument * sizeof(seccomp_data::args[0])));
+  filter.push_back(BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, bits, 0, 1));
+  filter.push_back(answer(kRefused));
+  filter.push_back(answer(SECCOMP_RET_ALLOW));
+}
+
+// What is not allowed of it is refused: the number is no longer in the accumulator.
+void add_fcntl(std::vector<sock_filter>& filter) {
+  std::vector<sock_filter> body = {load(offsetof(seccomp_data, args[1]))};
+  for (const int command : kFcntl) {
+    body.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(command), 0, 1));
+    body.push_back(answer(SECCOMP_RET_ALLOW));
+  }
+  body.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_SETFL, 1, 0));
+  body.push_back(answer(kRefused));
+  allow_without(body, 2, O_ASYNC);
+  filter.push_back(
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, static_cast<unsigned char>(body.size())));
+  filter.insert(filter.end(), body.begin(), body.end());
+}
+
+}  // namespace
+
+std::vector<sock_filter> build_filter() {
+  // The architecture first: a number means another call in another one. x32's numbers are above
+  // all that are allowed.
+  std::vector<sock_filter> filter = {
+      load(offsetof(seccomp_data, arch)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, kArchitecture, 1, 0),
+      answer(SECCOMP_RET_KILL_PROCESS),
+      load(offsetof(seccomp_data, nr)),
+  };
+  for (const int number : kAllowed) {
+    filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(number), 0, 1));
+    filter.push_back(answer(SECCOMP_RET_ALLOW));
+  }
+  for (const int number : kWithoutExec) {
+    filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(number), 0, 4));
+    // The third argument of both is the protection.
+    allow_without(filter, 2, PROT_EXEC);
+  }
+  add_fcntl(filter);
+  filter.push_back(answer(kDenied));
+  return filter;
+}
+
+}  // namespace kuasar::wasm

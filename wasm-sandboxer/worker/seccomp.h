@@ -1,0 +1,14 @@
+#pragma once
+
+#include <linux/filter.h>
+
+#include <vector>
+
+namespace kuasar::wasm {
+
+/// The filter of system calls of a child that runs a module (seccomp(2)): files, clocks and memory,
+/// else ENOSYS; EPERM for arguments that are not allowed. Another architecture's calls end the
+/// process. Pure.
+std::vector<sock_filter> build_filter();
+
+}  // namespace kuasar::wasm
