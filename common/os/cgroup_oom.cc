@@ -4,8 +4,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <chrono>
+#include <filesystem>
 #include <utility>
 
 #include "base/files.h"
@@ -40,11 +42,11 @@ Result<UniqueFd> open_v2(const ControllerDir& memory) {
   return fd;
 }
 
-std::uint64_t kills_of(const ControllerDir& memory) {
-  if (!memory) return 0;
+std::optional<std::uint64_t> kills_of(const ControllerDir& memory) {
+  if (!memory) return std::nullopt;
   const Result<std::string> text =
       read_file(memory.file(memory.v2 ? "memory.events" : "memory.oom_control"));
-  return text ? keyed_value(*text, "oom_kill").value_or(0) : 0;
+  return text ? keyed_value(*text, "oom_kill") : std::nullopt;
 }
 
 }  // namespace
@@ -62,7 +64,7 @@ struct OomWatch::Impl {
 
   asio::posix::stream_descriptor descriptor;
   ControllerDir memory;
-  std::uint64_t seen;
+  std::optional<std::uint64_t> seen;
 };
 
 OomWatch::OomWatch(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -94,7 +96,7 @@ Task<> OomWatch::await_count(std::shared_ptr<OomWatch> watch) {
   Impl& impl = *watch->impl_;
   std::chrono::milliseconds pause(1);
   for (int step = 0; step < kCountSteps && impl.descriptor.is_open(); ++step, pause *= 2) {
-    const std::uint64_t now = kills_of(impl.memory);
+    const std::optional<std::uint64_t> now = kills_of(impl.memory);
     if (impl.memory.v2 || now != impl.seen) {
       impl.seen = now;
       co_return;
@@ -108,8 +110,45 @@ void OomWatch::close() {
   impl_->descriptor.close(ec);
 }
 
-std::uint64_t oom_kills(const std::vector<std::string>& dirs) {
+std::optional<std::uint64_t> oom_kills(const std::vector<std::string>& dirs) {
   return kills_of(find_controllers(dirs).memory);
+}
+
+OomLedger::Container& OomLedger::first_look(const std::string& container,
+                                            const std::vector<std::string>& dirs) {
+  Container& entry = containers_[container];
+  const ControllerDir memory = find_controllers(dirs).memory;
+  entry.kills = kills_of(memory).value_or(0);
+  if (!memory.v2) return entry;
+  const std::string dir = std::filesystem::path(memory.dir).parent_path();
+  for (const auto& [id, other] : containers_) {
+    if (other.pod && other.pod->dirs.front() == dir) entry.pod = other.pod;
+  }
+  if (!entry.pod) {
+    entry.pod = std::make_shared<Pod>(Pod{{dir}, 0});
+    entry.pod->accounted = oom_kills(entry.pod->dirs).value_or(0);
+  }
+  return entry;
+}
+
+std::uint64_t OomLedger::kills(const std::string& container, const std::vector<std::string>& dirs) {
+  const auto known = containers_.find(container);
+  if (known == containers_.end()) return first_look(container, dirs).kills;
+  Container& entry = known->second;
+  std::uint64_t more = 0;
+  if (const std::optional<std::uint64_t> own = oom_kills(dirs)) {
+    more = *own - std::min(*own, entry.kills);
+  } else if (entry.pod) {
+    const std::uint64_t total = oom_kills(entry.pod->dirs).value_or(0);
+    more = total - std::min(total, entry.pod->accounted);
+  }
+  entry.kills += more;
+  if (entry.pod) entry.pod->accounted += more;
+  return entry.kills;
+}
+
+void OomLedger::forget(const std::string& container) {
+  containers_.erase(container);
 }
 
 }  // namespace kuasar::os

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,9 +13,36 @@
 namespace kuasar::os {
 
 /// How many processes of the container's memory cgroup the OOM killer has ended: oom_kill of
-/// memory.oom_control (v1, since Linux 4.13) or memory.events (v2, descendants included). 0 when
-/// nobody counts.
-std::uint64_t oom_kills(const std::vector<std::string>& dirs);
+/// memory.oom_control (v1, since Linux 4.13) or memory.events (v2, descendants included). Absent
+/// when nobody counts, which includes that the cgroup is gone.
+std::optional<std::uint64_t> oom_kills(const std::vector<std::string>& dirs);
+
+/// The same for containers whose cgroup may be gone before anybody has read it: systemd removes a
+/// scope as soon as its last process has ended. On v2 the pod's cgroup, which outlives it, has
+/// counted its descendants' kills too (cgroup-v2.rst, memory.events); those that no container of
+/// the pod accounts for are the ones of the container that has gone. v1 counts no descendants.
+class OomLedger {
+ public:
+  /// Never less than before for the same container. Its first call sets what is compared with: it
+  /// comes while the cgroup is there.
+  std::uint64_t kills(const std::string& container, const std::vector<std::string>& dirs);
+  void forget(const std::string& container);
+
+ private:
+  struct Pod {
+    std::vector<std::string> dirs;
+    std::uint64_t accounted = 0;
+  };
+  struct Container {
+    /// Absent on v1.
+    std::shared_ptr<Pod> pod;
+    std::uint64_t kills = 0;
+  };
+
+  Container& first_look(const std::string& container, const std::vector<std::string>& dirs);
+
+  std::map<std::string, Container> containers_;
+};
 
 /// Tells that the count of oom_kills() may have changed. Owned by the driver, lives on the io
 /// thread; one descriptor. v1: an eventfd of memory.oom_control, which the kernel signals before

@@ -56,8 +56,7 @@ bool all_is_read(int fd, steady_clock::time_point deadline) {
 }  // namespace
 
 void GrpcConnections::add(int fd) {
-  std::erase_if(sockets_,
-                [](const Socket& socket) { return inode_of(socket.fd) != socket.inode; });
+  std::erase_if(sockets_, [](const Socket& socket) { return inode_of(socket.fd) != socket.inode; });
   sockets_.push_back({fd, inode_of(fd)});
 }
 

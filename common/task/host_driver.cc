@@ -172,6 +172,7 @@ Task<Result<>> HostDriver::finish_remove(std::string container) {
     if (member->process) spawner_.acknowledge(*member->process);
   }
   entries_.erase(container);
+  ooms_.forget(container);
   co_return Result<>();
 }
 

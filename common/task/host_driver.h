@@ -97,6 +97,7 @@ class HostDriver : public ContainerDriver {
   Result<EntryPtr> with_cgroups(const std::string& container) const;
 
   std::map<std::string, EntryPtr> entries_;
+  os::OomLedger ooms_;
   /// Found out when it is needed first.
   std::optional<int> lowest_oom_score_adj_;
 };

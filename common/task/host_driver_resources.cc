@@ -85,7 +85,7 @@ Task<Result<google::protobuf::Any>> HostDriver::stats(std::string container) {
 
 std::uint64_t HostDriver::oom_kills(const std::string& container) {
   const EntryPtr entry = find(container);
-  return entry ? os::oom_kills(entry->cgroups) : 0;
+  return entry ? ooms_.kills(container, entry->cgroups) : 0;
 }
 
 Task<bool> HostDriver::wait_oom(std::string container) {
