@@ -20,6 +20,9 @@ namespace fs = std::filesystem;
 
 constexpr std::chrono::seconds kStartPatience(60);
 constexpr std::chrono::seconds kStopPatience(30);
+// Somewhat less and more than containerd's own (T27).
+constexpr std::chrono::milliseconds kConnectDeadline(800);
+constexpr std::chrono::seconds kBackoff(5);
 
 fs::path environment_path(const char* name) {
   const char* value = std::getenv(name);
@@ -171,6 +174,17 @@ void Lab::start_sandboxer() {
       },
       kStartPatience);
   if (!up || !sandboxer_process_.alive()) give_up(sandboxer_.name + " does not come up");
+  const bool long_away =
+      away_since_ && std::chrono::steady_clock::now() - *away_since_ > kConnectDeadline;
+  if (long_away) await_containerd();
+}
+
+// T27: containerd gives up a connection that nobody accepts for a second, and fails Controller
+// calls until it has come back, some three seconds later at most.
+void Lab::await_containerd() {
+  const auto pods = cri().list_pods();
+  if (!pods || pods->empty()) return;
+  wait_until([&] { return cri().pod_status(pods->front().id()).has_value(); }, kBackoff);
 }
 
 void Lab::start_neighbour() {
@@ -190,6 +204,7 @@ void Lab::start_neighbour() {
 
 int Lab::stop_sandboxer() {
   if (sandboxer_process_.pid() == 0) return 0;
+  away_since_ = std::chrono::steady_clock::now();
   sandboxer_process_.signal(SIGTERM);
   const auto code = sandboxer_process_.wait(kStopPatience);
   if (!code) give_up(sandboxer_.name + " does not end on SIGTERM");
@@ -197,6 +212,7 @@ int Lab::stop_sandboxer() {
 }
 
 void Lab::kill_sandboxer() {
+  away_since_ = std::chrono::steady_clock::now();
   sandboxer_process_.signal(SIGKILL);
   sandboxer_process_.wait(kStopPatience);
 }

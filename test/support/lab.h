@@ -143,6 +143,7 @@ class Lab {
   void make_cgroups() const;
   void import_images();
   void start_neighbour();
+  void await_containerd();
   std::vector<std::string> environment() const;
   [[noreturn]] void give_up(const std::string& words) const;
   void tear_down();
@@ -155,6 +156,8 @@ class Lab {
   std::string name_;
   std::string subnet_;
   Child sandboxer_process_;
+  /// Of the last daemon that was stopped or killed.
+  std::optional<std::chrono::steady_clock::time_point> away_since_;
   Child neighbour_process_;
   Child containerd_process_;
   std::unique_ptr<CriClient> cri_;
