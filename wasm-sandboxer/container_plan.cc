@@ -154,12 +154,6 @@ Result<ContainerBlueprint> plan_container(const oci::Spec& spec) {
   CHECK_OK(plan_mounts(spec, blueprint));
   CHECK_OK(plan_namespaces(spec, blueprint));
   TRY(blueprint.cgroups_path, spec.cgroups_path());
-  if (oci::is_systemd_cgroups_path(blueprint.cgroups_path)) {
-    return fail(Code::kUnimplemented,
-                "linux.cgroupsPath: \"{}\" is of the systemd cgroup driver, which this runtime "
-                "handler does not serve; configure cgroupfs",
-                blueprint.cgroups_path);
-  }
   TRY(const std::string resources, spec.json_at("linux.resources"));
   if (!resources.empty()) {
     TRY(blueprint.limits, oci::parse_resources(resources));

@@ -35,7 +35,7 @@ struct ContainerBlueprint {
   /// Empty: one of its own, or with `host_pid` the host's.
   std::string pid_namespace;
   bool host_pid = false;
-  /// Empty: the sandboxer's own.
+  /// Of either cgroup driver. Empty: the sandboxer's own.
   std::string cgroups_path;
   os::CgroupLimits limits;
   std::optional<int> oom_score_adj;
@@ -44,8 +44,7 @@ struct ContainerBlueprint {
 /// Reads a spec whose namespaces have been rewritten (oci/namespace_plan.h). What a WebAssembly
 /// module has no use for and could only misuse is left out: /proc, /sys, /dev/pts, /dev/mqueue, the
 /// masked paths below them, capabilities, the seccomp profile (the worker's own is tighter).
-/// Refused with the field's name: hooks, devices, cgroups of the systemd driver, mounts of other
-/// types. Pure.
+/// Refused with the field's name: hooks, devices, mounts of other types. Pure.
 Result<ContainerBlueprint> plan_container(const oci::Spec& spec);
 
 /// The plan of a process that is added to a container, from an OCI Process as JSON. Pure.

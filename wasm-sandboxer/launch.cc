@@ -5,7 +5,10 @@
 
 #include <utility>
 
+#include "os/cgroup.h"
+#include "os/cgroup_files.h"
 #include "os/detached_mount.h"
+#include "os/systemd_unit.h"
 
 namespace kuasar::wasm {
 namespace {
@@ -109,6 +112,18 @@ Result<Launch> gather_process(Plan plan, pid_t pid, const std::vector<std::strin
   }
   CHECK_OK(add_cgroups(launch, cgroups));
   return launch;
+}
+
+Result<> enter_scope(const Scope& scope, pid_t pid) {
+  // Which properties systemd takes depends on where the controllers are.
+  TRY(const std::vector<std::string> slice, os::cgroups_at(os::slice_of(scope.cgroups_path)));
+  const bool v2 = os::find_controllers(slice).cpuacct.v2;
+  TRY(std::vector<os::UnitProperty> properties, os::plan_unit_properties(scope.limits, {}, v2));
+  CHECK_OK(os::start_scope(scope.cgroups_path, pid, std::move(properties)));
+  TRY(const std::vector<std::string> dirs,
+      os::make_container_cgroups(os::cgroup_path_of(scope.cgroups_path), true));
+  os::enter_cgroups(pid, dirs);
+  return os::write_limits(dirs, scope.limits);
 }
 
 }  // namespace kuasar::wasm

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,11 +10,20 @@
 
 namespace kuasar::wasm {
 
+/// A scope of systemd that a new process is put into.
+struct Scope {
+  /// "slice:prefix:name".
+  std::string cgroups_path;
+  os::CgroupLimits limits;
+};
+
 /// A request to a zygote with its descriptors, kControlFd and the streams still to be filled in.
 struct Launch {
   Request request;
   Plan plan;
   std::vector<UniqueFd> fds = std::vector<UniqueFd>(2);
+  /// The plan is held until it is made.
+  std::optional<Scope> scope;
 
   /// Adds a descriptor; its index.
   std::int32_t add(UniqueFd fd);
@@ -27,5 +37,8 @@ Result<Launch> gather_container(ContainerBlueprint blueprint, const std::string&
 /// The same for a process that is added to a container: the namespaces of its init, `pid`, of which
 /// the caller knows that it lives.
 Result<Launch> gather_process(Plan plan, pid_t pid, const std::vector<std::string>& cgroups);
+
+/// Makes the scope with the process in it, and its limits. Blocking.
+Result<> enter_scope(const Scope& scope, pid_t pid);
 
 }  // namespace kuasar::wasm

@@ -1,5 +1,7 @@
 #include "wasm_config.h"
 
+#include <algorithm>
+
 namespace kuasar::wasm {
 
 WasmConfig::WasmConfig() {
@@ -10,7 +12,12 @@ WasmConfig::WasmConfig() {
 
 std::vector<EngineConfig> WasmConfig::engines() const {
   const auto path = [](const std::string& value) { return value == kNoPath ? "" : value; };
-  return {{"wasmedge", wasmedge_library, path(wasmedge_loader), path(wasmedge_library_path)}};
+  std::vector<EngineConfig> engines = {
+      {"wasmedge", wasmedge_library, path(wasmedge_loader), path(wasmedge_library_path)},
+      {"wasmtime", wasmtime_library, "", ""}};
+  std::stable_partition(engines.begin(), engines.end(),
+                        [&](const EngineConfig& config) { return config.name == engine; });
+  return engines;
 }
 
 daemon::DaemonDefaults wasm_defaults() {
@@ -25,9 +32,11 @@ daemon::ConfigTable wasm_config_table(WasmConfig& config) {
   daemon::ConfigTable table;
   daemon::add_daemon_keys(table, config.daemon);
   table.add_bool("default_sysctls", &config.default_sysctls);
+  table.add_word("engine", {"wasmedge", "wasmtime"}, &config.engine);
   table.add_string("wasmedge_library", &config.wasmedge_library);
   table.add_path_or("wasmedge_loader", WasmConfig::kNoPath, &config.wasmedge_loader);
   table.add_path_or("wasmedge_library_path", WasmConfig::kNoPath, &config.wasmedge_library_path);
+  table.add_string("wasmtime_library", &config.wasmtime_library);
   return table;
 }
 

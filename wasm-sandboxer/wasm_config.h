@@ -19,6 +19,9 @@ struct WasmConfig {
   /// See EngineConfig; kNone: the machine's own.
   std::string wasmedge_loader = kNoPath;
   std::string wasmedge_library_path = kNoPath;
+  std::string wasmtime_library = "libwasmtime.so";
+  /// The engine of handlers that name none.
+  std::string engine = "wasmedge";
 
   static constexpr const char* kNoPath = "none";
 

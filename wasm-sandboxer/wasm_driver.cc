@@ -17,6 +17,7 @@
 #include "os/pidfd.h"
 #include "os/pidfd_wait.h"
 #include "os/pty.h"
+#include "os/systemd_unit.h"
 
 namespace kuasar::wasm {
 namespace {
@@ -33,13 +34,6 @@ constexpr int kNeverStarted = 255;
 // The start socket of a process, as the holder names it.
 std::string control_name(const task::ProcessRef& ref) {
   return fmt::format("wasm/{}/{}", ref.container, ref.exec.empty() ? "-" : ref.exec);
-}
-
-Result<> apply_limits(const std::vector<std::string>& dirs, const os::CgroupLimits& limits) {
-  const os::CgroupControllers controllers = os::find_controllers(dirs);
-  TRY(const std::vector<os::ControlWrite> writes,
-      os::plan_limits(controllers, os::read_cgroup_now(controllers), limits));
-  return os::apply_limits(writes);
 }
 
 // The streams go with the launch: our own descriptors of them stay the Stdio's.
@@ -123,6 +117,13 @@ Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::s
     // One that has ended says why.
     if (!set && !os::pidfd_exited(member->process->pidfd.get())) co_return set;
   }
+  if (launch.scope) {
+    auto enter = [scope = *launch.scope, pid = *pid] { return enter_scope(scope, pid); };
+    Result<> entered = co_await pool_.run(std::move(enter));
+    if (!entered) co_return fail(std::move(entered).error().context("make its scope"));
+    // One that has ended says why.
+    (void)!::send(control.get(), "C", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
   Result<> ready = co_await await_ready(control.get(), kLoadTimeout, "the module's process");
   if (!ready && ready.error().code == Code::kUnavailable) {
     // Its socket has ended, which it may close by itself.
@@ -158,25 +159,39 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(ContainerBlueprint blueprint, plan_container(plan.spec));
   CO_CHECK(co_await mount_rootfs(plan));
-  auto make_cgroups = [path = blueprint.cgroups_path,
-                       limits = blueprint.limits]() -> Result<std::vector<std::string>> {
+  std::optional<Scope> scope;
+  if (oci::is_systemd_cgroups_path(blueprint.cgroups_path)) {
+    scope = Scope{blueprint.cgroups_path, blueprint.limits};
+  }
+  const std::string path = os::cgroup_path_of(blueprint.cgroups_path);
+  auto make_cgroups = [path, limits = blueprint.limits]() -> Result<std::vector<std::string>> {
     TRY(std::vector<std::string> dirs, os::make_container_cgroups(path));
-    if (!dirs.empty()) CHECK_OK(apply_limits(dirs, limits));
+    if (!dirs.empty()) CHECK_OK(os::write_limits(dirs, limits));
     return dirs;
   };
   // Also what is half made is remove()'s to take away.
-  CO_TRY(entry->cgroups, os::container_cgroups(blueprint.cgroups_path));
-  CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups)));
+  entry->systemd_unit = os::systemd_unit_of(blueprint.cgroups_path);
+  CO_TRY(entry->cgroups, os::container_cgroups(path));
+  if (!scope) {
+    CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups)));
+  }
+  blueprint.plan.held = scope.has_value();
   const std::optional<int> score = blueprint.oom_score_adj;
   auto gather = [blueprint = std::move(blueprint), rootfs = plan.rootfs,
-                 cgroups = entry->cgroups]() mutable {
+                 cgroups = scope ? std::vector<std::string>() : entry->cgroups]() mutable {
     return gather_container(std::move(blueprint), rootfs, cgroups);
   };
   CO_TRY(Launch gathered, co_await pool_.run(std::move(gather)));
+  gathered.scope = std::move(scope);
   task::ProcessRef init;
   init.container = plan.id;
-  co_return co_await launch(std::move(init), entry->init, entry->engine, std::move(gathered), stdio,
-                            score);
+  CO_CHECK(co_await launch(std::move(init), entry->init, entry->engine, std::move(gathered), stdio,
+                           score));
+  // Which hierarchies have a scope is known now.
+  if (!entry->systemd_unit.empty()) {
+    CO_TRY(entry->cgroups, os::cgroups_at(path));
+  }
+  co_return Result<>();
 }
 
 // The daemon that made a process may have died before it heard that the module is refused.
@@ -193,8 +208,8 @@ Result<> WasmDriver::let_go(const task::ProcessRef& ref) {
   const std::string name = control_name(ref);
   const Result<UniqueFd> control = holder_.get(name);
   if (!control) {
-    return fail(Code::kFailedPrecondition, "{} cannot be started any more: its socket is lost",
-                name);
+    return fail(Code::kFailedPrecondition, "it cannot be started: its socket is lost ({})",
+                control.error().message);
   }
   // The other end is gone once the process runs: an earlier daemon came that far.
   const bool sent = ::send(control->get(), "S", 1, MSG_NOSIGNAL | MSG_DONTWAIT) == 1;
@@ -216,7 +231,10 @@ Task<Result<>> WasmDriver::start(std::string container) {
   if (!os::pidfd_exited(process.pidfd.get())) co_return Result<>();
   const os::ExitStatus end = co_await spawner_.wait(process);
   if (end.code != kNeverStarted) co_return Result<>();
-  co_return let_go(init);
+  co_return fail(Code::kFailedPrecondition,
+                 "container {} cannot be started any more: its socket is lost and its process has "
+                 "ended ({})",
+                 init.container, end.known ? "as one does that nobody starts" : "how is not known");
 }
 
 Task<> WasmDriver::end_process(const task::ProcessRef& ref, MemberPtr member) {
@@ -324,7 +342,7 @@ Task<Result<bool>> WasmDriver::recover(std::string dir,
     const Result<oci::Spec> spec =
         config ? oci::Spec::parse(*config) : Result<oci::Spec>(fail(config.error()));
     if (spec) {
-      const std::string path = spec->cgroups_path().value_or("");
+      const std::string path = os::cgroup_path_of(spec->cgroups_path().value_or(""));
       entry->cgroups = os::container_cgroups(path).value_or(std::vector<std::string>());
     }
     Result<os::Process> known = co_await spawner_.find(process_key(init));

@@ -32,6 +32,7 @@ constexpr int kFillThreads = 4;
 constexpr int kReadyRepeats = 5;
 constexpr int kCalls = 20;
 constexpr auto kPatience = 60s;
+constexpr auto kRest = 6s;
 constexpr double kMebibyte = 1 << 20;
 
 double milliseconds(Clock::duration time) {
@@ -283,7 +284,9 @@ class Bench {
 
   // ----- many at a time
 
+  // At rest: the daemon gives back what a burst has left within seconds (daemon/heap_trim).
   OurMemory our_memory() const {
+    std::this_thread::sleep_for(kRest);
     os::MemoryUse use;
     for (const pid_t pid : {daemon_, keeper_}) {
       if (const auto one = os::memory_of(pid)) use += *one;

@@ -122,6 +122,18 @@ void ConfigTable::add_path_or(std::string key, std::string word, std::string* ta
   add(std::move(key), store, [target] { return toml_string(*target); });
 }
 
+void ConfigTable::add_word(std::string key, std::vector<std::string> words, std::string* target) {
+  const auto store = [target, words = std::move(words)](const ConfigValue& value) -> Result<> {
+    const auto* text = std::get_if<std::string>(&value);
+    if (text == nullptr || std::find(words.begin(), words.end(), *text) == words.end()) {
+      return wanted(fmt::format("\"{}\"", fmt::join(words, "\" or \"")), value);
+    }
+    *target = *text;
+    return {};
+  };
+  add(std::move(key), store, [target] { return toml_string(*target); });
+}
+
 void ConfigTable::add_bool(std::string key, bool* target) {
   const auto store = [target](const ConfigValue& value) -> Result<> {
     const auto* flag = std::get_if<bool>(&value);

@@ -43,6 +43,8 @@ class ConfigTable {
   void add_path(std::string key, std::string* target);
   /// An absolute path, or this one word.
   void add_path_or(std::string key, std::string word, std::string* target);
+  /// One of these words.
+  void add_word(std::string key, std::vector<std::string> words, std::string* target);
   void add_bool(std::string key, bool* target);
   void add_integer(std::string key, std::int64_t* target, std::int64_t min, std::int64_t max);
   void add_seconds(std::string key, std::chrono::seconds* target, std::int64_t min,

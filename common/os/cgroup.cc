@@ -239,7 +239,7 @@ void pass_controllers_on(const fs::path& root, const fs::path& dir) {
 
 }  // namespace
 
-Result<std::vector<std::string>> make_container_cgroups(const std::string& path) {
+Result<std::vector<std::string>> make_container_cgroups(const std::string& path, bool of_systemd) {
   TRY(const std::vector<std::string> dirs, container_cgroups(path));
   std::vector<std::string> out;
   for (const CgroupHierarchy& hierarchy : mounted_hierarchies()) {
@@ -254,7 +254,7 @@ Result<std::vector<std::string>> make_container_cgroups(const std::string& path)
         if (!hierarchy.v2) fill_cpuset(at);
       }
       if (!made) continue;
-      if (hierarchy.v2) pass_controllers_on(root, dir);
+      if (hierarchy.v2 && !of_systemd) pass_controllers_on(root, dir);
       out.push_back(dir);
     }
   }

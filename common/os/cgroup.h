@@ -63,8 +63,10 @@ void enter_cgroups(pid_t pid, const std::vector<std::string>& dirs);
 /// Makes the cgroup of a container, a cgroup path such as "/kubepods/pod1/c1", in every hierarchy
 /// that allows it, and what limits need to be written there: its parents pass their controllers on
 /// (v2), a cpuset has its parent's CPUs and memory nodes (v1). Returns its directories.
-/// kInvalidArgument as missing_cgroups().
-Result<std::vector<std::string>> make_container_cgroups(const std::string& path);
+/// kInvalidArgument as missing_cgroups(). With `of_systemd` the cgroup is a unit's: what systemd
+/// manages is there, and its parents are systemd's alone.
+Result<std::vector<std::string>> make_container_cgroups(const std::string& path,
+                                                        bool of_systemd = false);
 /// Where that makes them, perhaps not all of them there. Empty for an empty path.
 Result<std::vector<std::string>> container_cgroups(const std::string& path);
 

@@ -249,4 +249,11 @@ Result<> apply_limits(const std::vector<ControlWrite>& writes) {
   return {};
 }
 
+Result<> write_limits(const std::vector<std::string>& dirs, const CgroupLimits& limits) {
+  const CgroupControllers controllers = find_controllers(dirs);
+  TRY(const std::vector<ControlWrite> writes,
+      plan_limits(controllers, read_cgroup_now(controllers), limits));
+  return apply_limits(writes);
+}
+
 }  // namespace kuasar::os

@@ -73,5 +73,7 @@ Result<std::vector<ControlWrite>> plan_limits(const CgroupControllers& controlle
 
 /// Writes them; a failure puts back what was written before it.
 Result<> apply_limits(const std::vector<ControlWrite>& writes);
+/// Plans and applies the limits of a new cgroup.
+Result<> write_limits(const std::vector<std::string>& dirs, const CgroupLimits& limits);
 
 }  // namespace kuasar::os

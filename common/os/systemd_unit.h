@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -15,10 +17,17 @@ namespace kuasar::os {
 /// cgroupfs path.
 std::string systemd_unit_of(const std::string& cgroups_path);
 
-/// One property of a unit as the manager's D-Bus interface takes it: t, or ay.
+/// The slice of such a cgroupsPath; system.slice where it names none.
+std::string slice_of(const std::string& cgroups_path);
+/// Where its cgroup is, below the roots of the hierarchies; a cgroupfs path comes back as it is.
+std::string cgroup_path_of(const std::string& cgroups_path);
+
+/// One property of a unit as the manager's D-Bus interface takes it: t, ay, b, s or au.
 struct UnitProperty {
   std::string name;
-  std::variant<std::uint64_t, std::vector<std::uint8_t>> value;
+  std::variant<std::uint64_t, std::vector<std::uint8_t>, bool, std::string,
+               std::vector<std::uint32_t>>
+      value;
   bool operator==(const UnitProperty&) const = default;
 };
 
@@ -33,5 +42,11 @@ Result<std::vector<std::uint8_t>> cpu_mask(const std::string& list);
 /// SetUnitProperties(unit, runtime = true) on the system bus; blocking, 5 s at most. No properties:
 /// nothing. kFailedPrecondition when there is no systemd to talk to.
 Result<> set_unit_properties(const std::string& unit, const std::vector<UnitProperty>& properties);
+
+/// StartTransientUnit: a scope of `cgroups_path` with `pid` in it, whose cgroups are delegated to
+/// us. systemd forgets it when its last process has ended, however that was. Ends when systemd has
+/// moved the process; blocking, 5 s at most. Errors as above; kUnavailable when the job fails.
+Result<> start_scope(const std::string& cgroups_path, pid_t pid,
+                     std::vector<UnitProperty> properties);
 
 }  // namespace kuasar::os

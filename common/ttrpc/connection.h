@@ -6,7 +6,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
+#include <list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -110,7 +110,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::uint32_t journalled_ = 0;
   asio::steady_timer stall_;
 
-  std::deque<Output> output_;
+  /// A list: an empty deque has 600 bytes.
+  std::list<Output> output_;
   std::size_t queued_ = 0;
   bool waiting_for_room_ = false;
 };

@@ -5,9 +5,6 @@
 namespace kuasar::ttrpc {
 namespace {
 
-// An idle connection keeps no more memory than this.
-constexpr std::size_t kKeptCapacity = 4096;
-
 std::uint32_t load_be32(std::string_view bytes, std::size_t at) {
   std::uint32_t value = 0;
   for (std::size_t i = 0; i < 4; ++i) {
@@ -60,11 +57,7 @@ Result<std::string> encode_frame(std::uint8_t type, std::uint8_t flags, std::uin
 
 void FrameReader::feed(std::string_view bytes) {
   // Views handed out end here, so the consumed front may go.
-  if (start_ == buffer_.size() && buffer_.capacity() > kKeptCapacity) {
-    std::string().swap(buffer_);
-  } else {
-    buffer_.erase(0, start_);
-  }
+  buffer_.erase(0, start_);
   start_ = 0;
   if (dropping_) {
     const std::uint64_t dropped = std::min<std::uint64_t>(to_drop_, bytes.size());
@@ -76,6 +69,11 @@ void FrameReader::feed(std::string_view bytes) {
 
 Result<std::optional<FrameReader::Frame>> FrameReader::next() {
   if (failure_) return fail(*failure_);
+  if (start_ == buffer_.size() && start_ > 0) {
+    // An idle connection, which there is one of for each pod, keeps no memory for frames.
+    std::string().swap(buffer_);
+    start_ = 0;
+  }
   if (!dropping_) {
     const std::optional<FrameHeader> header = decode_header(rest());
     if (!header) return std::nullopt;

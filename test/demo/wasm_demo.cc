@@ -44,7 +44,7 @@ std::vector<pid_t> processes_of(Lab& lab, const std::string& container) {
 std::optional<Neighbour> wasm_neighbour(std::string& reason) {
   const std::optional<wasm::EngineConfig> engine = find_wasmedge(reason);
   if (!engine) return std::nullopt;
-  return Neighbour{wasm_sandboxer(), wasmedge_toml(*engine)};
+  return Neighbour{wasm_sandboxer(), engine_toml(*engine)};
 }
 
 std::vector<std::string> run_wasm_pod(Lab& lab, const Neighbour& neighbour) {

@@ -465,9 +465,21 @@ TEST_CASE("matrix: the daemon, or the OCI runtime, dies while that runs", "[e2e]
   run_cells(runtime_cells({Victim::kDaemon, Victim::kRuntime}), 1);
 }
 
-TEST_CASE("matrix: every other victim at every moment", "[.long-matrix]") {
-  std::vector<Cell> cells = all_cells(
+namespace {
+
+std::vector<Cell> other_cells() {
+  return all_cells(
       {Victim::kKeeper, Victim::kBoth, Victim::kContainerd, Victim::kWorkload, Victim::kDiskFull});
+}
+
+}  // namespace
+
+TEST_CASE("wasm matrix: every other victim at every moment", "[.long-matrix]") {
+  run_cells(other_cells(), 1, run_wasm_case);
+}
+
+TEST_CASE("matrix: every other victim at every moment", "[.long-matrix]") {
+  std::vector<Cell> cells = other_cells();
   const std::vector<Cell> more =
       runtime_cells({Victim::kKeeper, Victim::kBoth, Victim::kContainerd, Victim::kDiskFull});
   cells.insert(cells.end(), more.begin(), more.end());

@@ -8,6 +8,7 @@
 
 #include "e2e/table.h"
 #include "support/process.h"
+#include "support/tmpfs.h"
 #include "support/wait.h"
 
 // Volumes: propagation, recursive read-only, and paths that want to lead elsewhere.
@@ -17,24 +18,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Catch::Matchers::ContainsSubstring;
-
-// A tmpfs of its own for as long as this lives, with its propagation and with what lies below it.
-class Tmpfs {
- public:
-  explicit Tmpfs(fs::path dir, unsigned long propagation = MS_PRIVATE) : dir_(std::move(dir)) {
-    fs::create_directories(dir_);
-    REQUIRE(::mount("tmpfs", dir_.c_str(), "tmpfs", 0, "mode=755") == 0);
-    REQUIRE(::mount(nullptr, dir_.c_str(), nullptr, propagation, nullptr) == 0);
-  }
-  ~Tmpfs() { ::umount2(dir_.c_str(), MNT_DETACH); }
-  Tmpfs(const Tmpfs&) = delete;
-  Tmpfs& operator=(const Tmpfs&) = delete;
-
-  const fs::path& path() const { return dir_; }
-
- private:
-  fs::path dir_;
-};
 
 cri::Mount* add_volume(cri::ContainerConfig& config, const fs::path& host,
                        const std::string& inside) {

@@ -46,7 +46,7 @@ void warm_up(Lab& lab) {
 }
 
 Lab& lab_for(const SandboxerUnderTest& sandboxer, const std::string& config = kConfig) {
-  std::unique_ptr<Lab>& lab = labs()[sandboxer.handler];
+  std::unique_ptr<Lab>& lab = labs()[sandboxer.handler + "\n" + config];
   if (lab && !lab->healthy()) lab.reset();
   if (!lab) {
     lab = std::make_unique<Lab>(sandboxer, config);
@@ -79,7 +79,7 @@ std::vector<std::string> difference(const Census& before, const Lab& lab) {
   std::erase_if(lines, [](const std::string& line) {
     return line.ends_with(" of containerd -> anon_inode:[pidfd]") ||
            line.find("/oci/.cache") != line.npos || line.find("/oci/.empty-dir") != line.npos ||
-           line.find("(kuasar-wasm-worker wasmedge)") != std::string::npos ||
+           line.find("(kuasar-wasm-worker wasm") != std::string::npos ||
            line.find("(kuasar-wasm)") != std::string::npos;
   });
   return lines;
@@ -161,13 +161,25 @@ std::string wasm_toml() {
   std::string reason = Lab::unavailable();
   const std::optional<wasm::EngineConfig> engine = find_wasmedge(reason);
   if (!Lab::unavailable().empty() || !engine) SKIP(reason);
-  return kConfig + wasmedge_toml(*engine);
+  return kConfig + engine_toml(*engine);
 }
 
 }  // namespace
 
 void run_wasm_case(const std::function<void(Case&)>& body) {
   run_counted(lab_for(wasm_sandboxer(), wasm_toml()), body);
+}
+
+void run_engine_case(const std::function<void(Case&)>& body) {
+  if (!Lab::unavailable().empty()) SKIP(Lab::unavailable());
+  for (const auto find : {&find_wasmedge, &find_wasmtime}) {
+    DYNAMIC_SECTION((find == &find_wasmedge ? "WasmEdge" : "Wasmtime")) {
+      std::string reason;
+      const std::optional<wasm::EngineConfig> engine = find(reason);
+      if (!engine) SKIP(reason);
+      run_counted(lab_for(wasm_sandboxer(), kConfig + engine_toml(*engine)), body);
+    }
+  }
 }
 
 void run_wasm_case_with(const std::string& config, const std::function<void(Case&)>& body) {

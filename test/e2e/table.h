@@ -106,6 +106,8 @@ void run_case_with(const std::string& config, const std::function<void(Case&)>& 
 /// the case's own. Skipped where there is no engine.
 void run_wasm_case(const std::function<void(Case&)>& body);
 void run_wasm_case_with(const std::string& config, const std::function<void(Case&)>& body);
+/// The same as run_wasm_case() for every engine, one section each.
+void run_engine_case(const std::function<void(Case&)>& body);
 /// A container that runs a module of the test image: {"/tool.wasm", "print", "hello"}.
 cri::ContainerConfig wasm_config(Case& e, const std::vector<std::string>& command);
 

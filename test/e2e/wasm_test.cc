@@ -78,7 +78,7 @@ pid_t zygote_pid(pid_t keeper) {
 }  // namespace
 
 TEST_CASE("wasm: a pod and its container go through every state", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     CHECK(e.state(pod) == cri::SANDBOX_READY);
     const Container container =
@@ -98,7 +98,7 @@ TEST_CASE("wasm: a pod and its container go through every state", "[e2e][wasm]")
 
 TEST_CASE("wasm: the image's command, arguments, environment, working directory, functions",
           "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     CHECK(e.run(pod, wasm_config(e, {})).log.out == "hello from wasm\n");
     cri::ContainerConfig config =
@@ -115,7 +115,7 @@ TEST_CASE("wasm: the image's command, arguments, environment, working directory,
 }
 
 TEST_CASE("wasm: exit codes, traps with their words, signals", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     CHECK(run_tool(e, pod, {"exit", "7"}).status.exit_code() == 7);
     const Finished trap = run_tool(e, pod, {"print", "before", "trap"});
@@ -140,7 +140,7 @@ TEST_CASE("wasm: exit codes, traps with their words, signals", "[e2e][wasm]") {
 }
 
 TEST_CASE("wasm: volumes, the read-only root, and what a guest cannot see", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const fs::path data = e.scratch() / "data";
     fs::create_directory(data);
     fs::permissions(data, fs::perms::all);
@@ -177,7 +177,7 @@ TEST_CASE("wasm: volumes, the read-only root, and what a guest cannot see", "[e2
 }
 
 TEST_CASE("wasm: users and groups of the image own what is written", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const fs::path data = e.scratch() / "data";
     fs::create_directory(data);
     fs::permissions(data, fs::perms::all);
@@ -193,7 +193,7 @@ TEST_CASE("wasm: users and groups of the image own what is written", "[e2e][wasm
 }
 
 TEST_CASE("wasm: what is no module, or a bad one, is refused with a reason", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     const Container neighbour = wasm_sleeper(e, pod);
     const auto error = [&](const std::string& module) {
@@ -222,7 +222,7 @@ TEST_CASE("wasm: what is no module, or a bad one, is refused with a reason", "[e
 }
 
 TEST_CASE("wasm: standard input, and a terminal", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     for (const bool tty : {false, true}) {
       cri::ContainerConfig config = wasm_config(e, {"/tool.wasm", "tty", "stdin", "print", "end"});
@@ -256,7 +256,7 @@ TEST_CASE("wasm: standard input, and a terminal", "[e2e][wasm]") {
 
 TEST_CASE("T3: wasm: a guest that takes all memory is OOMKilled, or told by its own limit",
           "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     cri::ContainerConfig config = wasm_config(e, {"/tool.wasm", "hog"});
     cri::LinuxContainerResources& limits = *config.mutable_linux()->mutable_resources();
@@ -270,7 +270,7 @@ TEST_CASE("T3: wasm: a guest that takes all memory is OOMKilled, or told by its 
 
 TEST_CASE("T4: wasm: stats count the module's CPU time and memory; limits are updated",
           "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     const Container spin = e.start(pod, wasm_config(e, {"/tool.wasm", "spin"}));
     CHECK(processes_with("/tool.wasm spin").size() == 1);
@@ -289,7 +289,7 @@ TEST_CASE("T4: wasm: stats count the module's CPU time and memory; limits are up
 }
 
 TEST_CASE("wasm: exec runs another module beside the first, in its namespaces", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     const Container container = e.start(
         pod, wasm_config(
@@ -315,7 +315,7 @@ TEST_CASE("wasm: exec runs another module beside the first, in its namespaces", 
 
 TEST_CASE("wasm: namespaces of the pod: a shared PID namespace, the host's network",
           "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     cri::PodSandboxConfig config = e.pod_config();
     namespace_options(config)->set_pid(cri::POD);
     const Pod shared = e.run_pod(config);
@@ -336,7 +336,7 @@ TEST_CASE("wasm: namespaces of the pod: a shared PID namespace, the host's netwo
 }
 
 TEST_CASE("wasm: two containers of one zygote never share random numbers", "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     std::set<std::string> seen;
     for (int i = 0; i < 4; ++i) {
@@ -350,7 +350,7 @@ TEST_CASE("wasm: two containers of one zygote never share random numbers", "[e2e
 
 TEST_CASE("T9: wasm: kill -9 of the daemon, the keeper and the zygote: containers run on",
           "[e2e][wasm]") {
-  run_wasm_case([](Case& e) {
+  run_engine_case([](Case& e) {
     const Pod pod = e.run_pod();
     const Container counter =
         e.start(pod, wasm_config(e, {"/tool.wasm", "count", "600", "exit", "9"}));
@@ -473,7 +473,7 @@ TEST_CASE("wasm: beside the runc kind on one containerd", "[e2e][wasm]") {
   if (!reason.empty()) SKIP(reason);
   const auto engine = find_wasmedge(reason);
   if (!engine) SKIP(reason);
-  Lab lab(sandboxers_under_test().front(), "", Neighbour{wasm_sandboxer(), wasmedge_toml(*engine)});
+  Lab lab(sandboxers_under_test().front(), "", Neighbour{wasm_sandboxer(), engine_toml(*engine)});
   Case e(lab);
   const Pod native = e.run_pod();
   cri::PodSandboxConfig config = e.pod_config();

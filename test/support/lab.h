@@ -54,6 +54,7 @@ inline constexpr char kWasmImage[] = "docker.io/library/kuasar-wasm:1";
 ///   KUASAR_LAB_IMAGES  directory of image tars
 ///   KUASAR_LAB_BIN     directory of the sandboxers; default: bin/ of the build tree
 ///   KUASAR_LAB_DIR     where labs are made; default: /tmp
+///   KUASAR_LAB_WASMTIME  libwasmtime.so; tests of that engine say SKIPPED without it
 ///   KUASAR_LAB_WASMEDGE  prefix with usr/lib/*/libwasmedge.so.0 and the C library that it needs
 ///   KUASAR_LAB_RUNTIME the OCI runtime that our handlers name to containerd (BinaryName); without
 ///                      it the sandboxer's own default, runc of the prefix

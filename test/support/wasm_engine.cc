@@ -40,8 +40,17 @@ std::optional<wasm::EngineConfig> find_wasmedge(std::string& reason) {
   return std::nullopt;
 }
 
-std::string wasmedge_toml(const wasm::EngineConfig& config) {
-  std::string text = fmt::format("wasmedge_library = \"{}\"\n", config.library);
+std::optional<wasm::EngineConfig> find_wasmtime(std::string& reason) {
+  std::error_code ec;
+  const fs::path library = fs::canonical(from_environment("KUASAR_LAB_WASMTIME"), ec);
+  if (!ec) return wasm::EngineConfig{"wasmtime", library, "", ""};
+  reason = "no Wasmtime: `tools/dev setup` could not download its wheel with pip";
+  return std::nullopt;
+}
+
+std::string engine_toml(const wasm::EngineConfig& config) {
+  std::string text =
+      fmt::format("engine = \"{0}\"\n{0}_library = \"{1}\"\n", config.name, config.library);
   if (!config.loader.empty()) {
     text += fmt::format("wasmedge_loader = \"{}\"\nwasmedge_library_path = \"{}\"\n", config.loader,
                         config.library_path);

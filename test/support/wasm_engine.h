@@ -11,8 +11,10 @@ namespace kuasar::test {
 /// WasmEdge as KUASAR_LAB_WASMEDGE names it (tools/dev sets it), or a libwasmedge.so.0 that the
 /// machine has; absent, with the reason, when there is neither.
 std::optional<wasm::EngineConfig> find_wasmedge(std::string& reason);
-/// The keys of wasm-sandboxer's configuration for that engine.
-std::string wasmedge_toml(const wasm::EngineConfig& config);
+/// Wasmtime as KUASAR_LAB_WASMTIME names it; absent, with the reason, when there is none.
+std::optional<wasm::EngineConfig> find_wasmtime(std::string& reason);
+/// The keys of wasm-sandboxer's configuration for an engine, which is the default one then.
+std::string engine_toml(const wasm::EngineConfig& config);
 /// The directory of the test modules; empty when KUASAR_LAB_MODULES names none.
 std::filesystem::path wasm_modules();
 

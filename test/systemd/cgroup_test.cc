@@ -84,8 +84,19 @@ void check_limits(pid_t pid, std::int64_t memory, std::int64_t quota) {
   }
 }
 
-cri::ContainerConfig limited(const cri::PodSandboxConfig& pod, const std::string& script) {
-  cri::ContainerConfig config = node_container(pod, script);
+// What a container runs: a script of the shell, or a module.
+struct Workload {
+  std::string script;
+  std::vector<std::string> module;
+};
+
+cri::ContainerConfig limited(const cri::PodSandboxConfig& pod, const Workload& workload) {
+  cri::ContainerConfig config = node_container(pod, workload.script);
+  if (!workload.module.empty()) {
+    config.mutable_image()->set_image(kWasmImage);
+    config.clear_command();
+    for (const std::string& word : workload.module) config.add_command(word);
+  }
   *config.mutable_linux()->mutable_resources() = limits(64 * kMebibyte, 50000);
   return config;
 }
@@ -97,15 +108,17 @@ struct Limited {
   pid_t pid = 0;
 };
 
-Limited start_limited(CriClient& cri, const Driver& driver, const std::string& script,
+Limited start_limited(CriClient& cri, const Driver& driver, const Workload& workload,
                       const std::string& word) {
   Limited made;
   made.config = pod_of(driver);
-  const auto pod = cri.run_pod(made.config, driver.handler);
+  const auto pod =
+      cri.run_pod(made.config, workload.module.empty() ? driver.handler : kWasmHandler);
   INFO((pod ? "" : pod.error().message));
   REQUIRE(pod);
   made.pod = *pod;
-  const auto container = start_container(cri, made.pod, made.config, limited(made.config, script));
+  const auto container =
+      start_container(cri, made.pod, made.config, limited(made.config, workload));
   INFO((container ? "" : container.error().message));
   REQUIRE(container);
   made.container = *container;
@@ -125,37 +138,46 @@ void remove_limited(CriClient& cri, const Limited& made) {
   }
 }
 
+// systemd itself puts a scope into the hierarchies that it uses.
+void check_place(const Driver& driver, const Limited& made, const std::vector<std::string>& dirs) {
+  const std::string& parent = made.config.linux().cgroup_parent();
+  const std::string inside = parent + (driver.systemd ? "/cri-containerd-" : "/") + made.container;
+  for (const std::string& dir : dirs) {
+    CAPTURE(dir);
+    CHECK(dir.find(inside) != std::string::npos);
+  }
+}
+
+void check_usage(CriClient& cri, const Limited& made) {
+  const auto used = [&] {
+    const auto stats = cri.container_stats(made.container);
+    return stats && stats->cpu().usage_core_nano_seconds().value() > 100'000'000 &&
+           stats->memory().working_set_bytes().value() > 0;
+  };
+  CHECK(wait_until(used, kPatience));
+}
+
+void check_update(CriClient& cri, const Driver& driver, const Limited& made) {
+  CHECK(cri.update_resources(made.container, limits(96 * kMebibyte, 30000)));
+  check_limits(made.pid, 96 * kMebibyte, 30000);
+  if (!driver.systemd) return;
+  // It applies what it knows of a unit anew with every daemon-reload.
+  systemctl({"daemon-reload"});
+  check_limits(made.pid, 96 * kMebibyte, 30000);
+}
+
 TEST_CASE("cgroups: limits, usage and updates of a container, by either driver", "[cgroups]") {
   CriClient cri(kContainerdSocket);
   for (const Driver& driver : kDrivers) {
     CAPTURE(driver.name);
-    const Limited made = start_limited(cri, driver, ": limited-; while :; do :; done", "limited-");
+    const Limited made =
+        start_limited(cri, driver, {": limited-; while :; do :; done", {}}, "limited-");
     const std::vector<std::string> dirs = cgroups_of(made.pid);
     REQUIRE(!dirs.empty());
-    const std::string inside = driver.systemd
-                                   ? made.config.linux().cgroup_parent() + "/cri-containerd-"
-                                   : made.config.linux().cgroup_parent() + "/";
-    for (const std::string& dir : dirs) {
-      CAPTURE(dir);
-      // systemd itself puts a scope into the hierarchies that it uses.
-      CHECK(dir.find(inside + made.container) != std::string::npos);
-    }
+    check_place(driver, made, dirs);
     check_limits(made.pid, 64 * kMebibyte, 50000);
-
-    const auto used = [&] {
-      const auto stats = cri.container_stats(made.container);
-      return stats && stats->cpu().usage_core_nano_seconds().value() > 100'000'000 &&
-             stats->memory().working_set_bytes().value() > 0;
-    };
-    CHECK(wait_until(used, kPatience));
-
-    CHECK(cri.update_resources(made.container, limits(96 * kMebibyte, 30000)));
-    check_limits(made.pid, 96 * kMebibyte, 30000);
-    // systemd applies what it knows of a unit anew with every daemon-reload.
-    if (driver.systemd) {
-      systemctl({"daemon-reload"});
-      check_limits(made.pid, 96 * kMebibyte, 30000);
-    }
+    check_usage(cri, made);
+    check_update(cri, driver, made);
     const auto answer = cri.exec_sync(made.container, {"cat", "/proc/self/cgroup"}, 30);
     REQUIRE(answer);
     CHECK(answer->exit_code() == 0);
@@ -168,7 +190,7 @@ TEST_CASE("cgroups: the kernel kills for memory, and the container says OOMKille
   for (const Driver& driver : kDrivers) {
     CAPTURE(driver.name);
     // A file in memory cannot be swapped out here, nor does it depend on the shell's allocator.
-    const Limited made = start_limited(cri, driver, "tail /dev/zero", "");
+    const Limited made = start_limited(cri, driver, {"tail /dev/zero", {}}, "");
     auto status = cri.container_status(made.container);
     const auto ended = [&] {
       status = cri.container_status(made.container);
@@ -188,7 +210,8 @@ TEST_CASE("cgroups: the daemon dies, and its pods keep their limits and end whol
   for (const Driver& driver : kDrivers) {
     CAPTURE(driver.name);
     const Limited made = start_limited(
-        cri, driver, ": whole-; sleep 7411 & sleep 7412 & while :; do sleep 1; done", "whole-");
+        cri, driver, {": whole-; sleep 7411 & sleep 7412 & while :; do sleep 1; done", {}},
+        "whole-");
     const pid_t before = main_pid(kSandboxerUnit);
     systemctl({"kill", "-s", "KILL", kSandboxerUnit});
     await_new_main_pid(kSandboxerUnit, before);
@@ -200,6 +223,34 @@ TEST_CASE("cgroups: the daemon dies, and its pods keep their limits and end whol
     CHECK(cri.stop_container(made.container, 0));
     CHECK(wait_until([] { return process_with("7411") == 0 && process_with("7412") == 0; },
                      kPatience));
+    remove_limited(cri, made);
+  }
+}
+
+TEST_CASE("cgroups: a WebAssembly module by either driver, also after kill -9 of its daemon",
+          "[cgroups]") {
+  if (!fs::exists("/lab/wasmedge")) SKIP("this machine's archive has no WasmEdge for the node");
+  CriClient cri(kContainerdSocket);
+  for (const Driver& driver : kDrivers) {
+    CAPTURE(driver.name);
+    const Limited made = start_limited(cri, driver, {"", {"/tool.wasm", "spin"}}, "/tool.wasm");
+    const std::vector<std::string> dirs = cgroups_of(made.pid);
+    REQUIRE(!dirs.empty());
+    check_place(driver, made, dirs);
+    check_limits(made.pid, 64 * kMebibyte, 50000);
+    check_usage(cri, made);
+
+    const pid_t before = main_pid(kWasmUnit);
+    systemctl({"kill", "-s", "KILL", kWasmUnit});
+    await_new_main_pid(kWasmUnit, before);
+    REQUIRE(wait_until([&] { return cri.pod_status(made.pod).has_value(); }, kPatience));
+    check_update(cri, driver, made);
+    const auto said = cri.exec_sync(made.container, {"/tool.wasm", "print", "hello"}, 30);
+    INFO((said ? "" : said.error().message));
+    REQUIRE(said);
+    CHECK(said->stdout() == "hello\n");
+    CHECK(cri.stop_container(made.container, 0));
+    CHECK(cri.container_status(made.container)->exit_code() == 137);
     remove_limited(cri, made);
   }
 }

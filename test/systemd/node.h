@@ -14,11 +14,14 @@ namespace kuasar::test {
 
 inline constexpr char kKeeperUnit[] = "kuasar-keeper@runc.service";
 inline constexpr char kSandboxerUnit[] = "runc-sandboxer.service";
+inline constexpr char kWasmUnit[] = "wasm-sandboxer.service";
 inline constexpr char kContainerdUnit[] = "containerd.service";
 inline constexpr char kContainerdSocket[] = "/run/containerd/containerd.sock";
 inline constexpr char kHandler[] = "kuasar-runc";
 /// The same sandboxer, with cgroups by systemd.
 inline constexpr char kSystemdHandler[] = "kuasar-runc-systemd";
+/// A pod's cgroup parent alone decides who makes the cgroups of its modules.
+inline constexpr char kWasmHandler[] = "kuasar-wasm";
 
 /// Runs systemctl; an exit code other than 0 fails the test with its words.
 void systemctl(std::vector<std::string> arguments);

@@ -316,6 +316,11 @@ TEST_CASE("systemd: the unit of a container, and slices by name") {
   CHECK(systemd_unit_of("x.slice:p:a.slice") == "a.slice");
   CHECK(systemd_unit_of("/kubepods/pod1/abc").empty());
   CHECK(systemd_unit_of("").empty());
+  CHECK(slice_of("kubepods-pod1.slice:cri-containerd:abc") == "kubepods-pod1.slice");
+  CHECK(slice_of(":p:abc") == "system.slice");
+  CHECK(cgroup_path_of("a-b.slice:p:c") == "/a.slice/a-b.slice/p-c.scope");
+  CHECK(cgroup_path_of("/kubepods/pod1/abc") == "/kubepods/pod1/abc");
+  CHECK(start_scope("/kubepods/pod1/abc", 1, {}).error().code == Code::kInvalidArgument);
   CHECK(expand_slice("a-b-c.slice") == "/a.slice/a-b.slice/a-b-c.slice");
   CHECK(expand_slice("a.slice") == "/a.slice");
   CHECK(expand_slice("/kubepods/pod1") == "/kubepods/pod1");

@@ -126,8 +126,6 @@ TEST_CASE("wasm: what a module cannot have is refused by its name") {
             .starts_with("linux.devices: a WebAssembly module has no devices"));
   CHECK(refused(R"({"process":{"args":["a"],"cwd":"/"},"hooks":{"createRuntime":[{"path":"/x"}]}})")
             .starts_with("hooks.createRuntime: no hooks"));
-  CHECK(refused(R"({"process":{"args":["a"],"cwd":"/"},"linux":{"cgroupsPath":"a.slice:b:c"}})")
-            .starts_with("linux.cgroupsPath: \"a.slice:b:c\" is of the systemd cgroup driver"));
   CHECK(refused(R"({"process":{"args":["#run"],"cwd":"/"}})") ==
         "process.args[0]: \"#run\" names no module");
   CHECK(refused(R"({"process":{"args":["a"],"rlimits":[{"type":"RLIMIT_X"}]}})") ==

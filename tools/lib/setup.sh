@@ -23,7 +23,8 @@ Makes a bare Debian 12 ready, in five steps; each is skipped when it has been do
      root into .cache/prefix: nothing of these is installed, no service starts, /etc/apt stays;
   3. fetches a newer runc and crun with the C library they need into .cache/runtimes, the same way;
   4. makes the lab's container images in .cache/images from Debian's busybox;
-  5. fetches WasmEdge with the C library it needs into .cache/wasmedge, the same way as 2, and
+  5. fetches WasmEdge with the C library it needs into .cache/wasmedge, the same way as 2,
+     and Wasmtime (a wheel, by pip, where a Python registry can be reached) into .cache/wasmtime;
      builds the WebAssembly modules of the tests into .cache/modules.
 
   --refresh   fetch the packages of steps 2, 3 and 5 anew, even when they are there
@@ -58,6 +59,7 @@ setup_all() {
   runtimes_provide "${1:-}"
   images_provide
   wasm_engine_provide "${1:-}"
+  wasm_wasmtime_provide "${1:-}"
   wasm_modules_provide
   print_step setup "ready: $(prefix_summary)" "$start"
 }

@@ -145,14 +145,29 @@ systemd_make_root() {
   cp "$test/config.toml" "$root/etc/containerd/"
   cp "$test/10-lab.conflist" "$root/etc/cni/net.d/"
   cp "$test"/*.service "$root/etc/systemd/system/"
+  systemd_add_wasm "$root"
 
   cp "$KUASAR_IMAGES"/*.tar "$root/lab/images/"
   cp "$build/test/kuasar_systemd" "$root/lab/bin/"
   cp -r "$build/test/next/." "$root/lab/next/"
   cp -r "$root"/usr/local/{bin,libexec} "$root/lab/this/"
-  for unit in lab-cgroups containerd runc-sandboxer; do
+  for unit in lab-cgroups containerd runc-sandboxer wasm-sandboxer; do
     systemctl --quiet --root="$root" enable "$unit.service"
   done
+}
+
+# systemd_add_wasm ROOT: the handler, and the engine where this machine has it.
+systemd_add_wasm() {
+  local root=$1 engine loader libraries
+  cp "$root/usr/local/share/kuasar/containerd/kuasar-wasm.toml" "$root/etc/containerd/conf.d/"
+  [[ -d $KUASAR_WASMEDGE/usr ]] || return 0
+  engine=$(realpath "$KUASAR_WASMEDGE")
+  loader=$(wasm_loader)
+  libraries=$(wasm_library_path)
+  mkdir -p "$root/lab/wasmedge/usr" "$root/etc/kuasar"
+  cp -a "$engine"/usr/lib* "$root/lab/wasmedge/usr/"
+  printf '%s = "%s"\n' wasmedge_loader "/lab/wasmedge${loader#"$engine"}" \
+    wasmedge_library_path "/lab/wasmedge${libraries#"$engine"}" >"$root/etc/kuasar/wasm.toml"
 }
 
 # The node's cgroups all lie below one of ours in each hierarchy: its cgroup namespace begins there,

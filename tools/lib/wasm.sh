@@ -1,11 +1,13 @@
 # shellcheck shell=bash
 # What the wasm kind is tested with: WasmEdge of Debian forky with the C library it needs, in
-# .cache/wasmedge, and modules built from test/wasm in .cache/modules, which are also an image.
+# .cache/wasmedge, Wasmtime of the Python registry's wheel in .cache/wasmtime, and modules built from test/wasm in .cache/modules, which are also an image.
 
 readonly WASM_FORMAT=1
 readonly WASM_MODULES_FORMAT=1
 readonly WASM_STAMP=$KUASAR_WASMEDGE/.stamp
 readonly WASM_PACKAGES=(libwasmedge0 wasmedge)
+# A release may change its C API: worker/wasmtime.cc is run with this one.
+readonly WASM_WASMTIME='wasmtime==50.*'
 
 # wasm_engine_provide [REFRESH]: the packages with all that they need. The engine's own C library
 # comes with it: a worker runs on that, through its loader, and nothing else does.
@@ -28,6 +30,31 @@ wasm_engine_provide() {
   prefix_write_stamp "$WASM_STAMP" "$wanted"
   print_step wasm "$(grep '^have libwasmedge0' "$WASM_STAMP" | cut -d ' ' -f 2-) in .cache/wasmedge" \
     "$start"
+}
+
+# wasm_wasmtime_provide [REFRESH]: the wheel's library, which is Wasmtime with its C API. pip knows
+# the registry of this machine; without it, or on another architecture, there is none, and tests say
+# so.
+wasm_wasmtime_provide() {
+  local start wanted work log=$KUASAR_CACHE/log/wasmtime.log dir=$KUASAR_WASMTIME library
+  wanted="want $WASM_WASMTIME"
+  if [[ -z $1 && -f $dir/.stamp && $(<"$dir/.stamp") == "$wanted" ]]; then return 0; fi
+  start=$(now_ms)
+  work=$(mktemp -d)
+  if ! /usr/bin/python3 -m pip --retries 1 --timeout 20 download --no-deps --only-binary :all: \
+    --dest "$work" "$WASM_WASMTIME" >"$log" 2>&1 </dev/null; then
+    rm -rf "$work"
+    print_step wasm "no Wasmtime: pip cannot download its wheel, see .cache/log/wasmtime.log" "$start"
+    return 0
+  fi
+  /usr/bin/python3 -m zipfile -e "$work"/*.whl "$work/wheel"
+  library=$(find "$work/wheel" -name _libwasmtime.so | sed -n 1p)
+  mkdir -p "$dir"
+  rm -f "$dir/.stamp"
+  install -m 0755 "$library" "$dir/libwasmtime.so" || die "the wheel of Wasmtime has no library"
+  printf '%s\n' "$wanted" >"$dir/.stamp"
+  print_step wasm "$(basename "$work"/*.whl | cut -d - -f 1-2) in .cache/wasmtime" "$start"
+  rm -rf "$work"
 }
 
 wasm_loader() {

@@ -200,7 +200,7 @@ void run_child(Engine& engine, const std::vector<int>& fds, int null_fd, Command
     refuse_errno(control, "enter the working directory " + plan.cwd);
   }
   const Confinement rest{plan, fds, control};
-  rest.forbid_calls();
+  rest.forbid_calls(engine.compiles());
   {
     const std::string bytes = read_module(plan, control);
     const std::string why = engine.load(plan, bytes);

@@ -21,6 +21,7 @@ struct Confinement {
   const std::vector<int>& fds;
   int control;
 
+  /// Or waits until others have done it.
   void enter_cgroups() const;
   void join_namespaces() const;
   /// Moves the mounts into the new root and makes that the only one.
@@ -28,8 +29,8 @@ struct Confinement {
   void set_limits() const;
   /// The container's user, without any capability and any way to one.
   void drop_privileges() const;
-  /// Forbids all system calls but those of an interpreter with WASI.
-  void forbid_calls() const;
+  /// Forbids all system calls but those of an engine with WASI.
+  void forbid_calls(bool compiles) const;
 };
 
 }  // namespace kuasar::wasm

@@ -16,7 +16,7 @@
 //
 // The descriptors of a request: a memfd with the Plan, the child's control socket, and then what
 // the Plan names by index. The child says "R" on its control socket when it waits to be started,
-// else "E" and why it ends; one byte starts it.
+// else "E" and why it ends; one byte starts it. One that is held waits for another byte before all.
 
 namespace kuasar::wasm {
 
@@ -92,6 +92,8 @@ struct Plan {
   std::int32_t user_namespace = kNone;
   /// cgroup.procs files, open for writing.
   std::vector<std::int32_t> cgroups;
+  /// Others put it into its cgroups: it waits for a byte on its control socket first.
+  bool held = false;
   /// Standard streams; kNone is /dev/null.
   std::int32_t streams[3] = {kNone, kNone, kNone};
   /// The streams are a terminal, which becomes the controlling one.

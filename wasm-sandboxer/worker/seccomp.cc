@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <sys/mman.h>
@@ -110,6 +111,9 @@ constexpr int kAllowed[] = {
     SYS_gettimeofday,
 #endif
 };
+// What the threads of a compiling engine's WASI need beside (Wasmtime 50: Tokio).
+constexpr int kForThreads[] = {SYS_set_robust_list,   SYS_rseq,     SYS_eventfd2,
+                               SYS_sched_getaffinity, SYS_pwritev2, SYS_preadv2};
 // Of these no call that asks for executable memory: an interpreter needs none, and who has broken
 // out of it gets none.
 constexpr int kWithoutExec[] = {SYS_mmap, SYS_mprotect};
@@ -135,6 +139,43 @@ void allow_without(std::vector<sock_filter>& filter, int argument, unsigned bits
   filter.push_back(answer(SECCOMP_RET_ALLOW));
 }
 
+// Allows a call of which `bits` of an argument are `wanted`.
+void allow_with(std::vector<sock_filter>& filter, int argument, unsigned bits, unsigned wanted) {
+  filter.push_back(load(offsetof(seccomp_data, args) + argument * sizeof(seccomp_data::args[0])));
+  filter.push_back(BPF_STMT(BPF_ALU | BPF_AND | BPF_K, bits));
+  filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, wanted, 1, 0));
+  filter.push_back(answer(kRefused));
+  filter.push_back(answer(SECCOMP_RET_ALLOW));
+}
+
+// Appends `body` for one call: it is only come to with that number.
+void add_call(std::vector<sock_filter>& filter, int number, const std::vector<sock_filter>& body) {
+  filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(number), 0,
+                            static_cast<unsigned char>(body.size())));
+  filter.insert(filter.end(), body.begin(), body.end());
+}
+
+// Threads, but no processes and no namespaces: clone(2), since the flags of clone3(2) lie in memory
+// and the C library takes ENOSYS for "use the other one".
+void add_threads(std::vector<sock_filter>& filter) {
+  constexpr unsigned kProcesses = CLONE_VFORK | CLONE_PARENT | CLONE_NEWNS | CLONE_NEWCGROUP |
+                                  CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |
+                                  CLONE_NEWNET;
+  std::vector<sock_filter> body;
+  allow_with(body, 0, CLONE_THREAD | kProcesses, CLONE_THREAD);
+  add_call(filter, SYS_clone, body);
+}
+
+// Compiled code is written first and made executable afterwards: no memory is ever both.
+void add_code(std::vector<sock_filter>& filter) {
+  std::vector<sock_filter> body = {
+      load(offsetof(seccomp_data, args[2])),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, PROT_WRITE | PROT_EXEC),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PROT_WRITE | PROT_EXEC, 0, 1), answer(kRefused),
+      answer(SECCOMP_RET_ALLOW)};
+  add_call(filter, SYS_mprotect, body);
+}
+
 // What is not allowed of it is refused: the number is no longer in the accumulator.
 void add_fcntl(std::vector<sock_filter>& filter) {
   std::vector<sock_filter> body = {load(offsetof(seccomp_data, args[1]))};
@@ -145,14 +186,24 @@ void add_fcntl(std::vector<sock_filter>& filter) {
   body.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_SETFL, 1, 0));
   body.push_back(answer(kRefused));
   allow_without(body, 2, O_ASYNC);
-  filter.push_back(
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, static_cast<unsigned char>(body.size())));
-  filter.insert(filter.end(), body.begin(), body.end());
+  add_call(filter, SYS_fcntl, body);
+}
+
+void add_allowed(std::vector<sock_filter>& filter, int number) {
+  filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(number), 0, 1));
+  filter.push_back(answer(SECCOMP_RET_ALLOW));
+}
+
+void add_without_exec(std::vector<sock_filter>& filter, int number) {
+  std::vector<sock_filter> body;
+  // The third argument of both is the protection.
+  allow_without(body, 2, PROT_EXEC);
+  add_call(filter, number, body);
 }
 
 }  // namespace
 
-std::vector<sock_filter> build_filter() {
+std::vector<sock_filter> build_filter(bool compiles) {
   // The architecture first: a number means another call in another one. x32's numbers are above
   // all that are allowed.
   std::vector<sock_filter> filter = {
@@ -161,15 +212,13 @@ std::vector<sock_filter> build_filter() {
       answer(SECCOMP_RET_KILL_PROCESS),
       load(offsetof(seccomp_data, nr)),
   };
-  for (const int number : kAllowed) {
-    filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(number), 0, 1));
-    filter.push_back(answer(SECCOMP_RET_ALLOW));
+  for (const int number : kAllowed) add_allowed(filter, number);
+  if (compiles) {
+    for (const int number : kForThreads) add_allowed(filter, number);
+    add_threads(filter);
+    add_code(filter);
   }
-  for (const int number : kWithoutExec) {
-    filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(number), 0, 4));
-    // The third argument of both is the protection.
-    allow_without(filter, 2, PROT_EXEC);
-  }
+  for (const int number : kWithoutExec) add_without_exec(filter, number);
   add_fcntl(filter);
   filter.push_back(answer(kDenied));
   return filter;

@@ -147,22 +147,6 @@ Status random_get(void*, const Context* frame, const Value* in, Value* out) {
   return {0};
 }
 
-// What a module may import that is not served, by its name.
-std::string refusal_of(const std::string& module, const std::string& name) {
-  if (module.rfind("wasi_ephemeral_nn", 0) == 0 || module.rfind("wasi_nn", 0) == 0) {
-    return "it imports " + module + ": wasi-nn is not supported";
-  }
-  constexpr const char* kSockets[] = {"sock_open",    "sock_bind",       "sock_listen",
-                                      "sock_connect", "sock_recv_from",  "sock_send_to",
-                                      "sock_accept",  "sock_getaddrinfo"};
-  for (const char* socket : kSockets) {
-    if (name.rfind(socket, 0) == 0) {
-      return "it imports " + module + "." + name + ": WASI sockets are not supported";
-    }
-  }
-  return "";
-}
-
 class WasmEdge : public Engine {
  public:
   std::string load(const Plan& plan, const std::string& bytes) override {
