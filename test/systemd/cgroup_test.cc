@@ -11,6 +11,7 @@
 
 #include "os/cgroup_files.h"
 #include "os/process_usage.h"
+#include "support/lab.h"
 #include "support/wait.h"
 #include "systemd/node.h"
 

@@ -134,10 +134,28 @@ std::string string_of(const Bytes& bytes) {
   return text;
 }
 
-std::string words(Opaque* error) {
+std::string message_of(Opaque* error) {
   Bytes message{};
   api.wasmtime_error_message(error, &message);
   return string_of(message);
+}
+
+// In one line: what failed, then "Caused by:" and why, numbered if there are more, each on its own.
+std::string words(Opaque* error) {
+  constexpr std::string_view kCause = "Caused by:";
+  std::string text = message_of(error);
+  if (const std::size_t at = text.find(kCause); at != std::string::npos) {
+    text.erase(at, kCause.size());
+    const std::size_t end = text.find_last_not_of(" \n", at - 1);
+    if (end != std::string::npos) text.insert(end + 1, ":");
+  }
+  std::string line;
+  for (const char c : text) {
+    const bool space = c == '\n' || c == ' ';
+    if (!space) line += c;
+    if (space && !line.empty() && line.back() != ' ') line += ' ';
+  }
+  return line.substr(0, line.find_last_not_of(' ') + 1);
 }
 
 // "wasm trap: wasm `unreachable` instruction executed" and the like, without the backtrace of
@@ -223,7 +241,7 @@ class Wasmtime : public Engine {
     if (error != nullptr) {
       int status = 0;
       if (api.wasmtime_error_exit_status(error, &status)) return {status & 0xff, ""};
-      return {kTrapCode, trap_of(words(error))};
+      return {kTrapCode, trap_of(message_of(error))};
     }
     if (trap == nullptr) return {};
     Bytes message{};
