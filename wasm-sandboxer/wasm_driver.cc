@@ -27,6 +27,8 @@ using namespace std::chrono_literals;
 // A module of 512 MiB is parsed in less, also on a busy machine.
 constexpr auto kLoadTimeout = 60s;
 constexpr auto kKillTimeout = 5s;
+// Of a pod; containerd passes it on when the handler's pod_annotations say so.
+constexpr std::string_view kEngineAnnotation = "io.kuasar.wasm.engine";
 // How a child ends that nobody can start any more (worker/child.cc); also an end of which nothing
 // is known.
 constexpr int kNeverStarted = 255;
@@ -72,14 +74,22 @@ WasmDriver::WasmEntryPtr WasmDriver::find_wasm(const std::string& container) con
   return std::static_pointer_cast<WasmEntry>(find(container));
 }
 
-Result<std::string> WasmDriver::runtime_for(const std::string& binary) {
-  if (binary.empty()) return default_engine_;
-  if (zygotes_.contains(binary)) return binary;
+Result<std::string> WasmDriver::engine_named(const std::string& name,
+                                             std::string_view where) const {
+  if (zygotes_.contains(name)) return name;
   std::string known;
-  for (const auto& [name, zygote] : zygotes_) known += (known.empty() ? "" : ", ") + name;
-  return fail(Code::kInvalidArgument,
-              "options.BinaryName: there is no WebAssembly engine \"{}\"; there is {}", binary,
-              known);
+  for (const auto& [engine, zygote] : zygotes_) known += (known.empty() ? "" : ", ") + engine;
+  return fail(Code::kInvalidArgument, "{}: there is no WebAssembly engine \"{}\"; there is {}",
+              where, name.substr(0, 100), known);
+}
+
+Result<std::string> WasmDriver::runtime_for(const std::string& binary) {
+  return binary.empty() ? default_engine_ : engine_named(binary, "options.BinaryName");
+}
+
+void WasmDriver::save(const std::string& container, state::v1::ContainerState& record) {
+  HostDriver::save(container, record);
+  if (const WasmEntryPtr entry = find_wasm(container)) record.set_runtime(entry->engine);
 }
 
 // The child, and our end of its control socket.
@@ -155,6 +165,10 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
     co_return fail(Code::kUnimplemented,
                    "rootfs: the image has no file system; OCI artifacts of WebAssembly are not "
                    "supported, put the module into an ordinary image");
+  }
+  CO_TRY(const std::optional<std::string> engine, plan.spec.annotation(kEngineAnnotation));
+  if (engine) {
+    CO_TRY(entry->engine, engine_named(*engine, kEngineAnnotation));
   }
   CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(ContainerBlueprint blueprint, plan_container(plan.spec));

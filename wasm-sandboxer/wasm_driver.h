@@ -3,6 +3,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launch.h"
@@ -34,6 +35,7 @@ class WasmDriver : public task::HostDriver {
   Task<Result<bool>> recover(std::string dir,
                              std::shared_ptr<const state::v1::ContainerState> record) override;
   Task<Result<>> resume_exec(task::ExecPlan plan) override;
+  void save(const std::string& container, state::v1::ContainerState& record) override;
 
  private:
   struct WasmEntry : Entry {
@@ -42,6 +44,8 @@ class WasmDriver : public task::HostDriver {
   using WasmEntryPtr = std::shared_ptr<WasmEntry>;
 
   WasmEntryPtr find_wasm(const std::string& container) const;
+  /// kInvalidArgument, with the name of the field, for an engine that is not known.
+  Result<std::string> engine_named(const std::string& name, std::string_view where) const;
   Task<Result<pid_t>> make_child(task::ProcessRef ref, Zygote& zygote, Launch& launch,
                                  UniqueFd& control);
   /// Makes the process and waits until it has loaded its module. After a failure of an exec it is

@@ -434,6 +434,36 @@ TEST_CASE("wasm: a runtime handler names its engine", "[e2e][wasm]") {
   });
 }
 
+TEST_CASE("wasm: a pod's annotation names its engine, also to the next daemon", "[e2e][wasm]") {
+  std::string reason;
+  const auto wasmedge = find_wasmedge(reason);
+  const auto wasmtime = find_wasmtime(reason);
+  if (!wasmedge || !wasmtime) SKIP(reason);
+  const std::string both =
+      engine_toml(*wasmedge) + fmt::format("wasmtime_library = \"{}\"\n", wasmtime->library);
+  run_wasm_case_with(both, [](Case& e) {
+    const auto pod_with = [&](const char* engine) {
+      cri::PodSandboxConfig config = e.pod_config();
+      if (engine != nullptr) (*config.mutable_annotations())["io.kuasar.wasm.engine"] = engine;
+      return e.run_pod(config);
+    };
+    const auto trap_in = [&](const Pod& pod) { return run_tool(e, pod, {"trap"}).log.err; };
+    const Pod compiled = pod_with("wasmtime");
+    const Container stays = wasm_sleeper(e, compiled);
+    CHECK(trap_in(compiled) == "wasm trap: wasm `unreachable` instruction executed\n");
+    CHECK(trap_in(pod_with("wasmedge")) == "wasm trap: unreachable\n");
+    CHECK(trap_in(pod_with(nullptr)) == "wasm trap: unreachable\n");
+    CHECK_THAT(start_error(e, pod_with("v8"), wasm_config(e, {"/hello.wasm"})),
+               ContainsSubstring("io.kuasar.wasm.engine: there is no WebAssembly engine \"v8\"; "
+                                 "there is wasmedge, wasmtime"));
+
+    e.lab().kill_sandboxer();
+    e.lab().start_sandboxer();
+    CHECK_THAT(exec(e, stays, {"/tool.wasm", "trap"}).stderr(), ContainsSubstring("wasm `unreach"));
+    CHECK(trap_in(pod_with("wasmedge")) == "wasm trap: unreachable\n");
+  });
+}
+
 TEST_CASE("wasm: an exec with a terminal and input", "[e2e][wasm]") {
   run_wasm_case([](Case& e) {
     const Pod pod = e.run_pod();

@@ -65,6 +65,7 @@ constexpr char kHandler[] = R"(
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}]
   runtime_type = "io.containerd.runc.v2"
   sandboxer = "{sandboxer}"
+  pod_annotations = ["io.kuasar.*"]
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{handler}.options]
     NoNewKeyring = true
 )";
