@@ -114,12 +114,13 @@ std::optional<std::uint64_t> oom_kills(const std::vector<std::string>& dirs) {
   return kills_of(find_controllers(dirs).memory);
 }
 
-OomLedger::Container& OomLedger::first_look(const std::string& container,
-                                            const std::vector<std::string>& dirs) {
+std::uint64_t OomLedger::first_look(const std::string& container,
+                                    const std::vector<std::string>& dirs) {
   Container& entry = containers_[container];
+  entry.dirs = dirs;
   const ControllerDir memory = find_controllers(dirs).memory;
   entry.kills = kills_of(memory).value_or(0);
-  if (!memory.v2) return entry;
+  if (!memory.v2) return entry.kills;
   const std::string dir = std::filesystem::path(memory.dir).parent_path();
   for (const auto& [id, other] : containers_) {
     if (other.pod && other.pod->dirs.front() == dir) entry.pod = other.pod;
@@ -128,22 +129,31 @@ OomLedger::Container& OomLedger::first_look(const std::string& container,
     entry.pod = std::make_shared<Pod>(Pod{{dir}, 0});
     entry.pod->accounted = oom_kills(entry.pod->dirs).value_or(0);
   }
-  return entry;
+  return entry.kills;
+}
+
+void OomLedger::add(Container& container, std::uint64_t kills) {
+  container.kills += kills;
+  if (container.pod) container.pod->accounted += kills;
+}
+
+bool OomLedger::look(Container& container) {
+  const std::optional<std::uint64_t> own = oom_kills(container.dirs);
+  if (own) add(container, *own - std::min(*own, container.kills));
+  return own.has_value();
 }
 
 std::uint64_t OomLedger::kills(const std::string& container, const std::vector<std::string>& dirs) {
   const auto known = containers_.find(container);
-  if (known == containers_.end()) return first_look(container, dirs).kills;
+  if (known == containers_.end()) return first_look(container, dirs);
   Container& entry = known->second;
-  std::uint64_t more = 0;
-  if (const std::optional<std::uint64_t> own = oom_kills(dirs)) {
-    more = *own - std::min(*own, entry.kills);
-  } else if (entry.pod) {
-    const std::uint64_t total = oom_kills(entry.pod->dirs).value_or(0);
-    more = total - std::min(total, entry.pod->accounted);
+  if (look(entry) || !entry.pod) return entry.kills;
+  // What the pod counted meanwhile may be another's, who has not been asked yet.
+  for (auto& [id, other] : containers_) {
+    if (other.pod == entry.pod) look(other);
   }
-  entry.kills += more;
-  if (entry.pod) entry.pod->accounted += more;
+  const std::uint64_t total = oom_kills(entry.pod->dirs).value_or(0);
+  add(entry, total - std::min(total, entry.pod->accounted));
   return entry.kills;
 }
 

@@ -34,12 +34,16 @@ class OomLedger {
     std::uint64_t accounted = 0;
   };
   struct Container {
+    std::vector<std::string> dirs;
     /// Absent on v1.
     std::shared_ptr<Pod> pod;
     std::uint64_t kills = 0;
   };
 
-  Container& first_look(const std::string& container, const std::vector<std::string>& dirs);
+  std::uint64_t first_look(const std::string& container, const std::vector<std::string>& dirs);
+  static void add(Container& container, std::uint64_t kills);
+  /// Looks at the container's own count; false when its cgroup is gone.
+  static bool look(Container& container);
 
   std::map<std::string, Container> containers_;
 };

@@ -248,37 +248,38 @@ TEST_CASE("cgroup resources: nonsense, and limits that cannot be changed, are re
 TEST_CASE("cgroup: OOM kills of a container whose cgroup went first, by its pod's count on v2") {
   // The root stands for the pod's cgroup.
   FakeCgroups v2 = FakeCgroups::v2();
-  v2.write("", "cgroup.controllers", "memory\n");
-  v2.write("", "memory.current", "0\n");
-  const auto pod_says = [&](int kills) {
-    v2.write("", "memory.events", fmt::format("oom 9\noom_kill {}\n", kills));
+  const auto says = [&](const char* dir, int kills) {
+    v2.write(dir, "cgroup.controllers", "memory\n");
+    v2.write(dir, "memory.current", "0\n");
+    v2.write(dir, "memory.events", fmt::format("oom 9\noom_kill {}\n", kills));
   };
-  const auto own_says = [&](int kills) {
-    v2.write("unified", "memory.events", fmt::format("oom 9\noom_kill {}\n", kills));
-  };
-  const std::vector<std::string> gone = {v2.dir("gone")};
+  std::filesystem::create_directory(v2.dir("goes"));
+  const std::vector<std::string> goes = {v2.dir("goes")};
   // What was there before, of a container that has been removed, is nobody's.
-  pod_says(4);
-  own_says(0);
+  says("", 4);
+  says("unified", 0);
+  says("goes", 0);
   OomLedger ledger;
   CHECK(ledger.kills("stays", v2.dirs()) == 0);
-  CHECK(ledger.kills("goes", v2.dirs()) == 0);
-  // The sibling's kill is the sibling's.
-  pod_says(5);
-  own_says(1);
+  CHECK(ledger.kills("goes", goes) == 0);
+  // The sibling's kill is the sibling's, whoever is asked first.
+  says("", 5);
+  says("unified", 1);
+  std::filesystem::remove_all(v2.dir("goes"));
+  CHECK(ledger.kills("goes", goes) == 0);
   CHECK(ledger.kills("stays", v2.dirs()) == 1);
-  CHECK(ledger.kills("goes", gone) == 0);
   // What nobody accounts for is of the one that is gone, once.
-  pod_says(7);
-  CHECK(ledger.kills("goes", gone) == 2);
-  CHECK(ledger.kills("goes", gone) == 2);
+  says("", 7);
+  CHECK(ledger.kills("goes", goes) == 2);
+  CHECK(ledger.kills("goes", goes) == 2);
   CHECK(ledger.kills("stays", v2.dirs()) == 1);
   ledger.forget("goes");
 
   FakeCgroups v1 = FakeCgroups::v1();
   v1.write("memory", "memory.oom_control", "oom_kill 3\n");
   CHECK(ledger.kills("old", v1.dirs()) == 3);
-  CHECK(ledger.kills("old", gone) == 3);
+  std::filesystem::remove_all(v1.dir("memory"));
+  CHECK(ledger.kills("old", v1.dirs()) == 3);
 }
 
 TEST_CASE("cgroup: the freezer's word, and OOM kills, on v1 and v2") {
