@@ -159,6 +159,7 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   entry->engine = plan.runtime;
   entry->dir = plan.dir;
   entry->rootfs = plan.rootfs;
+  entry->timeline = plan.timeline;
   enter(plan.id, entry);
 
   if (plan.rootfs_mounts.empty()) {
@@ -187,7 +188,7 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   entry->systemd_unit = os::systemd_unit_of(blueprint.cgroups_path);
   CO_TRY(entry->cgroups, os::container_cgroups(path));
   if (!scope) {
-    CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups)));
+    CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups), plan.timeline, "cgroups"));
   }
   blueprint.plan.held = scope.has_value();
   const std::optional<int> score = blueprint.oom_score_adj;
@@ -195,8 +196,9 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
                  cgroups = scope ? std::vector<std::string>() : entry->cgroups]() mutable {
     return gather_container(std::move(blueprint), rootfs, cgroups);
   };
-  CO_TRY(Launch gathered, co_await pool_.run(std::move(gather)));
+  CO_TRY(Launch gathered, co_await pool_.run(std::move(gather), plan.timeline, "open the files"));
   gathered.scope = std::move(scope);
+  const Span launching(plan.timeline, "launch by the zygote");
   task::ProcessRef init;
   init.container = plan.id;
   CO_CHECK(co_await launch(std::move(init), entry->init, entry->engine, std::move(gathered), stdio,

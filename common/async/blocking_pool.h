@@ -16,6 +16,7 @@
 
 #include "async/event.h"
 #include "async/task.h"
+#include "base/timeline.h"
 
 namespace kuasar {
 
@@ -63,9 +64,26 @@ class BlockingPool {
     co_return std::move(*state->result);
   }
 
+  /// run(), with the wait for a thread and the work, as `step`, on a timeline; it may be null.
+  template <typename F>
+  Task<std::invoke_result_t<F>> run(F work, TimelinePtr timeline, const char* step,
+                                    const char* file = __builtin_FILE(),
+                                    int line = __builtin_LINE()) {
+    Span waiting(timeline, "thread", SpanKind::kWait);
+    auto recorded = [work = std::move(work), timeline = std::move(timeline), step,
+                     waiting = std::move(waiting)]() mutable {
+      waiting.end();
+      const Span working(std::move(timeline), step);
+      return work();
+    };
+    return run(std::move(recorded), file, line);
+  }
+
   /// What has not ended `age` after its beginning, waiting for a thread included; oldest first. For
   /// the io thread.
   std::vector<Work> older_than(std::chrono::nanoseconds age) const;
+  /// How much has not ended.
+  std::size_t size() const { return begun_.size(); }
 
  private:
   template <typename F>

@@ -86,11 +86,12 @@ Result<> store_version(Args& args, const std::string&) {
   return {};
 }
 
-constexpr std::array<Flag, 12> kFlags{{
+constexpr std::array<Flag, 13> kFlags{{
     {"output", 'o', true, store_output},
     {"socket", '\0', true, store_socket},
     {"dir", 'd', true, store_dir},
     {"quiet", 'q', false, store_true<&Args::quiet>},
+    {"timing", '\0', false, store_true<&Args::timing>},
     {"interactive", 'i', false, store_true<&Args::input>},
     {"tty", 't', false, store_true<&Args::terminal>},
     {"env", 'e', true, store_env},
@@ -285,6 +286,7 @@ std::string help_text() {
       "  list                     pods and their containers (-q: pods' ids only)\n"
       "  inspect POD              everything known of a pod, as JSON; POD is an id, the beginning\n"
       "                           of one, or a name\n"
+      "    --timing               what its start took, step by step and wait by wait\n"
       "  exec CONTAINER -- COMMAND [ARGUMENT...]\n"
       "                           runs a command in a container (an id, the beginning of one, or\n"
       "                           POD/NAME); its exit code is the command's\n"

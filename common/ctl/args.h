@@ -29,6 +29,9 @@ struct Args {
   /// list: ids alone.
   bool quiet = false;
 
+  /// inspect: the timelines.
+  bool timing = false;
+
   /// inspect: a pod; exec: a container.
   std::string object;
 

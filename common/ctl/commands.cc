@@ -11,6 +11,7 @@
 #include "ctl/daemons.h"
 #include "ctl/exec.h"
 #include "ctl/print.h"
+#include "ctl/timing.h"
 #include "ctl/views.h"
 
 namespace kuasar::ctl {
@@ -77,8 +78,13 @@ Result<int> run_inspect(const Args& args) {
   TRY(const Found found, find_pod(all.lists, args.object));
   api::InspectRequest request;
   request.set_id(found.pod);
+  request.set_timing(args.timing);
   TRY(const api::InspectResponse answer,
       all.daemons[found.list]->call<api::InspectResponse>("Inspect", request));
+  if (args.timing) {
+    fmt::print("{}", args.json ? pretty(timing_json(answer.pod())) : timing_text(answer.pod()));
+    return 0;
+  }
   fmt::print("{}", pretty(pod_json(all.lists[found.list].daemon, answer.pod())));
   return 0;
 }

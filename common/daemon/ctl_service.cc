@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "kuasar/ctl/v1/ctl.pb.h"
 #include "oci/spec.h"
+#include "task/convert.h"
 
 namespace kuasar::daemon {
 namespace {
@@ -37,6 +38,19 @@ void read_names(const std::vector<Naming>& containers) {
     if (Result<std::optional<std::string>> found = spec->annotation(kNameAnnotation); found) {
       *name = found->value_or("");
     }
+  }
+}
+
+void tell(const std::shared_ptr<const Timeline>& timeline, api::Timeline& told) {
+  *told.mutable_begun_at() = task::to_timestamp(timeline->begun_at());
+  told.set_dropped(static_cast<std::uint32_t>(timeline->dropped()));
+  for (const Timeline::Entry& entry : timeline->entries()) {
+    api::Timeline::Span* span = told.add_spans();
+    span->set_name(entry.name);
+    span->set_wait(entry.kind == SpanKind::kWait);
+    span->set_begin_ns(entry.begin.count());
+    span->set_end_ns(entry.end.count());
+    span->set_depth(static_cast<std::uint32_t>(entry.depth));
   }
 }
 
@@ -116,7 +130,7 @@ Task<> CtlService::tell_slow_work() {
   }
 }
 
-Task<api::ListResponse> CtlService::pods(std::optional<std::string> only) {
+Task<api::ListResponse> CtlService::pods(std::optional<std::string> only, bool timing) {
   const auto response = std::make_shared<api::ListResponse>();
   std::map<std::string, api::Pod*> by_id;
   for (sandbox::SandboxRecord& record : parts_.pods.records()) {
@@ -124,6 +138,7 @@ Task<api::ListResponse> CtlService::pods(std::optional<std::string> only) {
     api::Pod* pod = response->add_pods();
     *pod->mutable_state() = std::move(record.state);
     pod->set_problem(std::move(record.problem));
+    if (timing && record.timeline) tell(record.timeline, *pod->mutable_timeline());
     by_id[pod->state().id()] = pod;
   }
   std::vector<Naming> containers;
@@ -134,6 +149,8 @@ Task<api::ListResponse> CtlService::pods(std::optional<std::string> only) {
     *container->mutable_state() = std::move(record);
     // As TaskService::stdio_plan() decides for an init.
     container->set_stdio(container->state().terminal() ? "PUMP" : "PASS");
+    const auto timeline = parts_.tasks.timeline_of(container->state().id());
+    if (timing && timeline) tell(timeline, *container->mutable_timeline());
     containers.push_back(
         {parts_.store.paths().config_json(container->state().sandbox_id(), container->state().id()),
          container->mutable_name()});
@@ -148,7 +165,7 @@ Task<api::ListResponse> CtlService::pods(std::optional<std::string> only) {
 }
 
 Task<Result<api::ListResponse>> CtlService::list(api::ListRequest, ttrpc::CallContext) {
-  api::ListResponse response = co_await pods(std::nullopt);
+  api::ListResponse response = co_await pods(std::nullopt, false);
   for (api::Pod& pod : *response.mutable_pods()) shorten(*pod.mutable_state());
   co_return response;
 }
@@ -156,7 +173,7 @@ Task<Result<api::ListResponse>> CtlService::list(api::ListRequest, ttrpc::CallCo
 Task<Result<api::InspectResponse>> CtlService::inspect(api::InspectRequest request,
                                                        ttrpc::CallContext) {
   CO_CHECK(validate_id("id", request.id()));
-  api::ListResponse found = co_await pods(request.id());
+  api::ListResponse found = co_await pods(request.id(), request.timing());
   if (found.pods().empty()) co_return fail(Code::kNotFound, "pod {} not found", request.id());
   api::InspectResponse response;
   *response.mutable_pod() = std::move(*found.mutable_pods(0));

@@ -57,7 +57,7 @@ class CtlService {
 
  private:
   Task<> tell_slow_work();
-  Task<ctl::v1::ListResponse> pods(std::optional<std::string> only);
+  Task<ctl::v1::ListResponse> pods(std::optional<std::string> only, bool timing);
 
   Parts parts_;
   CtlExecs execs_;

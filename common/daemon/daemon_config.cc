@@ -7,6 +7,8 @@
 #include <optional>
 
 #include "base/words.h"
+#include "daemon/metrics_address.h"
+#include "otlp/exporter.h"
 
 namespace kuasar::daemon {
 namespace {
@@ -134,6 +136,18 @@ void ConfigTable::add_word(std::string key, std::vector<std::string> words, std:
   add(std::move(key), store, [target] { return toml_string(*target); });
 }
 
+void ConfigTable::add_checked(std::string key, std::string* target,
+                              std::function<Result<>(const std::string&)> check) {
+  const auto store = [target, check = std::move(check)](const ConfigValue& value) -> Result<> {
+    const auto* text = std::get_if<std::string>(&value);
+    if (text == nullptr) return wanted("a text", value);
+    CHECK_OK(check(*text));
+    *target = *text;
+    return {};
+  };
+  add(std::move(key), store, [target] { return toml_string(*target); });
+}
+
 void ConfigTable::add_bool(std::string key, bool* target) {
   const auto store = [target](const ConfigValue& value) -> Result<> {
     const auto* flag = std::get_if<bool>(&value);
@@ -252,6 +266,11 @@ void add_daemon_keys(ConfigTable& table, DaemonConfig& config) {
   table.add_path_or("keeper", DaemonConfig::kOwnKeeper, &config.keeper);
   table.add_seconds("orphan_grace_secs", &config.orphan_grace, 1, 3600);
   table.add_log_level("log_level", &config.log_level);
+  table.add_checked("metrics", &config.metrics, [](const std::string& text) -> Result<> {
+    TRY([[maybe_unused]] const auto address, parse_metrics_address(text));
+    return {};
+  });
+  table.add_checked("otlp", &config.otlp, otlp::check_target);
 }
 
 Result<> load_config(const DaemonDefaults& defaults, const Args& args, const ConfigTable& table) {

@@ -29,6 +29,10 @@ struct DaemonConfig {
   log::Level log_level = log::Level::kInfo;
   /// A pod that containerd does not know for this long is removed.
   std::chrono::seconds orphan_grace{30};
+  /// See metrics_address.h.
+  std::string metrics = "off";
+  /// See otlp::check_target().
+  std::string otlp = "off";
 
   static constexpr const char* kOwnKeeper = "own";
 };
@@ -45,6 +49,9 @@ class ConfigTable {
   void add_path_or(std::string key, std::string word, std::string* target);
   /// One of these words.
   void add_word(std::string key, std::vector<std::string> words, std::string* target);
+  /// A text that `check` accepts; its words complete "<file>:<line>: <key>: ".
+  void add_checked(std::string key, std::string* target,
+                   std::function<Result<>(const std::string&)> check);
   void add_bool(std::string key, bool* target);
   void add_integer(std::string key, std::int64_t* target, std::int64_t min, std::int64_t max);
   void add_seconds(std::string key, std::chrono::seconds* target, std::int64_t min,
@@ -77,7 +84,7 @@ class ConfigTable {
   std::vector<Key> keys_;
 };
 
-/// Adds the keys listen, dir, containerd, keeper, log_level and orphan_grace_secs.
+/// Adds the keys listen, dir, containerd, keeper, log_level, metrics, otlp and orphan_grace_secs.
 void add_daemon_keys(ConfigTable& table, DaemonConfig& config);
 
 /// Fills everything that `table` is bound to, which must hold the daemon keys and be preset with

@@ -23,6 +23,7 @@
 #include "daemon/listener.h"
 #include "daemon/notify.h"
 #include "daemon/task_connections.h"
+#include "daemon/telemetry.h"
 #include "keeper/client.h"
 #include "keeper/keeper_spawner.h"
 #include "os/spawn.h"
@@ -76,6 +77,13 @@ class Service {
         task_server_(io),
         connections_(*keeping.client, task_server_, store.paths().journals()),
         controller_(io, manager_, pool, "ttrpc+unix://" + store.paths().task_socket().native()),
+        telemetry_(io,
+                   {pool, manager_, orphans_, controller_, tasks_, task_server_, publisher_,
+                    *keeping.client},
+                   {.name = defaults.name,
+                    .version = std::string(version()),
+                    .starts = count_start(store.paths().starts())}),
+        config_(config),
         ctl_(io, {pool, store, manager_, tasks_,
                   describe_daemon(defaults.name, config, *keeping.client, publisher_)}),
         group_(io),
@@ -106,6 +114,9 @@ class Service {
  private:
   Task<Result<>> begin() {
     CO_CHECK(co_await manager_.recover());
+    if (Result<> told = telemetry_.begin(config_); !told) {
+      log::warning({}, "metrics are not served: {}", told.error().message);
+    }
     group_.spawn(publisher_.run());
     CO_TRY(const task::HeldConnections held, connections_.begin(keeping_.sockets.tasks.fd()));
     tasks_.connections_are_back(held);
@@ -127,6 +138,7 @@ class Service {
   // the socket's backlog (T27).
   Task<> stop() {
     co_await ctl_.stop();
+    co_await telemetry_.stop();
     connections_.end();
     orphans_.stop();
     co_await task_server_.stop(kFinishTimeout);
@@ -153,6 +165,8 @@ class Service {
   ttrpc::Server task_server_;
   TaskConnections connections_;
   sandbox::ControllerServer controller_;
+  Telemetry telemetry_;
+  const DaemonConfig& config_;
   CtlService ctl_;
   TaskGroup group_;
   /// They remove pods: ended before what that needs.

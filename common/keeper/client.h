@@ -82,6 +82,9 @@ class KeeperClient : public os::FdHolder {
 
   pid_t keeper_pid() const { return keeper_pid_; }
   const std::string& keeper_version() const { return version_; }
+  std::size_t held_count() const { return held_.size(); }
+  /// Keepers that died and were replaced, by us or by systemd.
+  std::uint64_t replacements() const { return replacements_; }
 
  private:
   struct Held {
@@ -114,6 +117,7 @@ class KeeperClient : public os::FdHolder {
   std::optional<Connection> connection_;
   /// Counts connections: run() sees that it watches an old one.
   unsigned generation_ = 0;
+  std::uint64_t replacements_ = 0;
   std::uint32_t sequence_ = 0;
   std::uint64_t next_connection_ = 1;
   pid_t keeper_pid_ = -1;

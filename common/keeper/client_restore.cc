@@ -110,6 +110,7 @@ Result<> KeeperClient::restore() {
   for (int attempt = 0; attempt < kRestoreAttempts; ++attempt) {
     CHECK_OK(reach());
     if (!hand_back()) continue;
+    ++replacements_;
     log::warning({}, "the keeper {} has died; {} holds {} descriptors and {} processes now", old,
                  keeper_pid_, held_.size(), children_.size());
     return {};

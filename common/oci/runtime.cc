@@ -178,13 +178,17 @@ void OciRuntime::forget(const std::string& id) {
 }
 
 Task<Result<>> OciRuntime::run(Run run, std::string key) {
+  Span queueing(run.timeline, "gate", SpanKind::kWait);
   const Gate::Pass pass = co_await gate_.enter();
+  queueing.end();
   os::ProcessSpec spec;
   spec.argv = std::move(run.argv);
   spec.env = environment();
   spec.fds = std::move(run.fds);
   spec.leaves_orphans = true;
+  Span spawning(run.timeline, "spawn the OCI runtime");
   auto process = co_await spawner_.spawn(std::move(key), std::move(spec));
+  spawning.end();
   if (!process) {
     co_return fail(std::move(process).error().context(
         "cannot run {} (`runtime` in this daemon's configuration, or BinaryName of the runtime "
@@ -192,6 +196,7 @@ Task<Result<>> OciRuntime::run(Run run, std::string key) {
         name()));
   }
   failpoint("runtime.", run.verb, ".spawned");
+  const Span running(run.timeline, "OCI runtime", SpanKind::kWait);
   Result<> done = co_await wait_for(std::move(*process), run.log_file);
   failpoint("runtime.", run.verb, ".ended");
   co_return done;
@@ -237,6 +242,7 @@ Task<Result<pid_t>> OciRuntime::create(CreateArgs args) {
   run_now.id = args.id;
   run_now.log_file = args.log_file;
   run_now.argv = create_argv(*flags, create, args.id);
+  run_now.timeline = args.timeline;
   run_now.fds = stdio_of(args);
 
   if (::unlink(args.pid_file.c_str()) != 0 && errno != ENOENT) {
@@ -310,12 +316,13 @@ Task<> OciRuntime::abandon_create(std::string id) {
   co_await wait_or_kill(spawner_, child, config_.timeout);
 }
 
-Task<Result<>> OciRuntime::start(std::string id, std::string log_file) {
+Task<Result<>> OciRuntime::start(std::string id, std::string log_file, TimelinePtr timeline) {
   Result<GlobalFlags> flags = global_flags(id, log_file);
   if (!flags) co_return fail(in_context(std::move(flags).error(), "start"));
   Run run_now;
   run_now.verb = "start";
   run_now.argv = start_argv(*flags, id);
+  run_now.timeline = std::move(timeline);
   run_now.id = std::move(id);
   run_now.log_file = std::move(log_file);
   Result<> done = co_await run_quietly(std::move(run_now));

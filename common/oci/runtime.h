@@ -10,6 +10,7 @@
 #include "async/gate.h"
 #include "async/task.h"
 #include "base/error.h"
+#include "base/timeline.h"
 #include "oci/runtime_argv.h"
 #include "os/spawner.h"
 
@@ -43,6 +44,8 @@ struct CreateArgs {
   bool no_new_keyring = false;
   /// Where the terminal goes when the process has one (then its stdio is /dev/null).
   std::string console_socket;
+  /// For the waits of create(); may be null.
+  TimelinePtr timeline = nullptr;
 };
 
 /// Everything that `exec` needs.
@@ -96,7 +99,7 @@ class OciRuntime {
 
   /// The pid of the container's init, which waits for start().
   Task<Result<pid_t>> create(CreateArgs args);
-  Task<Result<>> start(std::string id, std::string log_file);
+  Task<Result<>> start(std::string id, std::string log_file, TimelinePtr timeline = nullptr);
   /// The pid of a process that runs in the container from now on.
   Task<Result<pid_t>> exec(ExecArgs args);
   /// The result of an exec() that an earlier daemon began. kNotFound: it never came to run.
@@ -125,6 +128,7 @@ class OciRuntime {
     std::string log_file;
     Argv argv;
     std::vector<os::FdMapping> fds;
+    TimelinePtr timeline = nullptr;
   };
 
   Task<Result<>> run(Run run, std::string key);

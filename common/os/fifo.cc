@@ -1,6 +1,7 @@
 #include "os/fifo.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
@@ -58,6 +59,12 @@ Result<OutputPipe> make_output_pipe() {
 std::size_t unread_bytes(int fd) {
   int bytes = 0;
   return ::ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? static_cast<std::size_t>(bytes) : 0;
+}
+
+bool has_reader(int writer) {
+  // poll(2): POLLERR at a writing end whose reading end is closed.
+  pollfd entry{writer, POLLOUT, 0};
+  return ::poll(&entry, 1, 0) < 0 || (entry.revents & POLLERR) == 0;
 }
 
 Result<UniqueFd> duplicate(int fd) {

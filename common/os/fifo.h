@@ -43,6 +43,9 @@ Result<OutputPipe> make_output_pipe();
 /// Bytes in a FIFO or pipe that nobody has read (ioctl FIONREAD); 0 when that cannot be told.
 std::size_t unread_bytes(int fd);
 
+/// Whether anybody has the other end of a FIFO or pipe open for reading, seen from its writing end.
+bool has_reader(int writer);
+
 /// A descriptor's own duplicate, closed on exec.
 Result<UniqueFd> duplicate(int fd);
 

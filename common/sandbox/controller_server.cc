@@ -17,6 +17,7 @@
 #include "async/blocking_pool.h"
 #include "async/event.h"
 #include "async/task_group.h"
+#include "base/ids.h"
 #include "base/log.h"
 #include "containerd/services/sandbox/v1/sandbox.grpc.pb.h"
 #include "kuasar/state/v1/state.pb.h"
@@ -66,8 +67,14 @@ class CoroCall : public grpc::ServerUnaryReactor {
  public:
   using Body = std::function<Task<Result<>>(std::shared_ptr<const Event>)>;
 
-  CoroCall(asio::any_io_executor io, TaskGroup& calls, Body body)
-      : io_(std::move(io)), caller_gone_(std::make_shared<Event>()) {
+  /// `observer` and `method` outlive the call.
+  CoroCall(asio::any_io_executor io, TaskGroup& calls, const CallObserver& observer,
+           const char* method, std::shared_ptr<CallNotes> notes, Body body)
+      : io_(std::move(io)),
+        observer_(observer),
+        method_(method),
+        notes_(std::move(notes)),
+        caller_gone_(std::make_shared<Event>()) {
     asio::post(io_, [this, &calls, body = std::move(body)]() mutable {
       calls.spawn(run(this, std::move(body), caller_gone_));
     });
@@ -76,6 +83,10 @@ class CoroCall : public grpc::ServerUnaryReactor {
  private:
   static Task<> run(CoroCall* call, Body body, std::shared_ptr<Event> caller_gone) {
     Result<> result = co_await body(caller_gone);
+    if (call->observer_.ended) {
+      call->observer_.ended({"Controller", call->method_, result ? Code::kOk : result.error().code,
+                             call->begun_, std::chrono::steady_clock::now(), call->notes_.get()});
+    }
     call->Finish(to_status(result));
   }
 
@@ -89,6 +100,10 @@ class CoroCall : public grpc::ServerUnaryReactor {
   }
 
   asio::any_io_executor io_;
+  const CallObserver& observer_;
+  const char* method_;
+  std::shared_ptr<CallNotes> notes_;
+  std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
   std::shared_ptr<Event> caller_gone_;
 };
 
@@ -103,79 +118,115 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
         task_address(std::move(address)),
         calls(io_executor) {}
 
+  // For an observer that wants them: what came with the call and whom it is about.
+  template <typename Request>
+  std::shared_ptr<CallNotes> notes_of(grpc::CallbackServerContext& context,
+                                      const Request& request) const {
+    if (!observer.wants_notes) return nullptr;
+    auto notes = std::make_shared<CallNotes>();
+    const auto found = context.client_metadata().find("traceparent");
+    if (found != context.client_metadata().end()) {
+      notes->traceparent.assign(found->second.data(), found->second.size());
+    }
+    notes->sandbox = std::string(request.sandbox_id()).substr(0, kMaxIdLength);
+    return notes;
+  }
+
   template <typename Request, typename Body>
-  grpc::ServerUnaryReactor* call(const char* method, const Request& request, Body body) {
+  grpc::ServerUnaryReactor* call(const char* method, grpc::CallbackServerContext* context,
+                                 const Request& request, Body body) {
     // Not validated yet.
     log::debug({std::string_view(request.sandbox_id()).substr(0, 100), {}}, "Controller.{}",
                method);
-    return new CoroCall(io, calls,
-                        [body = std::move(body)](std::shared_ptr<const Event> caller_gone) {
-                          return body(std::move(caller_gone));
-                        });
+    std::shared_ptr<CallNotes> notes = notes_of(*context, request);
+    return new CoroCall(
+        io, calls, observer, method, notes,
+        [this, method, body = std::move(body), notes](std::shared_ptr<const Event> caller_gone) {
+          Task<Result<>> task = body(std::move(caller_gone));
+          const std::string_view name = method;
+          if (!notes || (name != "Create" && name != "Start")) return task;
+          return with_timeline(std::move(task), notes);
+        });
   }
+
+  // A start that fails takes the pod's timeline with it: looked for before and after.
+  Task<Result<>> with_timeline(Task<Result<>> body, std::shared_ptr<CallNotes> notes) {
+    notes->timeline = manager.timeline_of(notes->sandbox);
+    Result<> result = co_await std::move(body);
+    if (!notes->timeline) notes->timeline = manager.timeline_of(notes->sandbox);
+    co_return result;
+  }
+
+  static Timeline::Clock::time_point now() { return Timeline::Clock::now(); }
 
   using Context = grpc::CallbackServerContext;
   using Reactor = grpc::ServerUnaryReactor;
 
-  Reactor* Create(Context*, const api::ControllerCreateRequest* request,
+  Reactor* Create(Context* context, const api::ControllerCreateRequest* request,
                   api::ControllerCreateResponse* response) override {
-    return call("Create", *request, [this, request, response](std::shared_ptr<const Event>) {
-      return do_create(request, response);
-    });
+    return call("Create", context, *request,
+                [this, request, response, arrived = now()](std::shared_ptr<const Event>) {
+                  return do_create(request, response, arrived);
+                });
   }
-  Reactor* Start(Context*, const api::ControllerStartRequest* request,
+  Reactor* Start(Context* context, const api::ControllerStartRequest* request,
                  api::ControllerStartResponse* response) override {
-    return call("Start", *request, [this, request, response](std::shared_ptr<const Event>) {
-      return do_start(request, response);
-    });
+    return call("Start", context, *request,
+                [this, request, response, arrived = now()](std::shared_ptr<const Event>) {
+                  return do_start(request, response, arrived);
+                });
   }
-  Reactor* Platform(Context*, const api::ControllerPlatformRequest* request,
+  Reactor* Platform(Context* context, const api::ControllerPlatformRequest* request,
                     api::ControllerPlatformResponse* response) override {
-    return call("Platform", *request, [this, request, response](std::shared_ptr<const Event>) {
-      return do_platform(request, response);
-    });
+    return call("Platform", context, *request,
+                [this, request, response](std::shared_ptr<const Event>) {
+                  return do_platform(request, response);
+                });
   }
   // timeout_secs has nothing to bound: containerd has ended the containers before, each with its
   // own grace (CRI sends 0); those that are left, and a shared init, get SIGKILL at once.
-  Reactor* Stop(Context*, const api::ControllerStopRequest* request,
+  Reactor* Stop(Context* context, const api::ControllerStopRequest* request,
                 api::ControllerStopResponse*) override {
-    return call("Stop", *request, [this, request](std::shared_ptr<const Event>) {
+    return call("Stop", context, *request, [this, request](std::shared_ptr<const Event>) {
       return manager.stop(request->sandbox_id());
     });
   }
-  Reactor* Wait(Context*, const api::ControllerWaitRequest* request,
+  Reactor* Wait(Context* context, const api::ControllerWaitRequest* request,
                 api::ControllerWaitResponse* response) override {
-    return call("Wait", *request,
+    return call("Wait", context, *request,
                 [this, request, response](std::shared_ptr<const Event> caller_gone) {
                   return do_wait(request, response, std::move(caller_gone));
                 });
   }
-  Reactor* Status(Context*, const api::ControllerStatusRequest* request,
+  Reactor* Status(Context* context, const api::ControllerStatusRequest* request,
                   api::ControllerStatusResponse* response) override {
-    return call("Status", *request, [this, request, response](std::shared_ptr<const Event>) {
-      return do_status(request, response);
-    });
+    return call("Status", context, *request,
+                [this, request, response](std::shared_ptr<const Event>) {
+                  return do_status(request, response);
+                });
   }
-  Reactor* Shutdown(Context*, const api::ControllerShutdownRequest* request,
+  Reactor* Shutdown(Context* context, const api::ControllerShutdownRequest* request,
                     api::ControllerShutdownResponse*) override {
-    return call("Shutdown", *request, [this, request](std::shared_ptr<const Event>) {
+    return call("Shutdown", context, *request, [this, request](std::shared_ptr<const Event>) {
       return manager.shutdown(request->sandbox_id());
     });
   }
-  Reactor* Metrics(Context*, const api::ControllerMetricsRequest* request,
+  Reactor* Metrics(Context* context, const api::ControllerMetricsRequest* request,
                    api::ControllerMetricsResponse* response) override {
-    return call("Metrics", *request, [this, request, response](std::shared_ptr<const Event>) {
-      return do_metrics(request, response);
-    });
+    return call("Metrics", context, *request,
+                [this, request, response](std::shared_ptr<const Event>) {
+                  return do_metrics(request, response);
+                });
   }
-  Reactor* Update(Context*, const api::ControllerUpdateRequest* request,
+  Reactor* Update(Context* context, const api::ControllerUpdateRequest* request,
                   api::ControllerUpdateResponse*) override {
-    return call("Update", *request,
+    return call("Update", context, *request,
                 [this, request](std::shared_ptr<const Event>) { return do_update(request); });
   }
 
   Task<Result<>> do_create(const api::ControllerCreateRequest* request,
-                           api::ControllerCreateResponse* response) {
+                           api::ControllerCreateResponse* response,
+                           Timeline::Clock::time_point arrived) {
     state::v1::SandboxState record;
     record.set_id(request->sandbox_id());
     record.set_netns_path(request->netns_path());
@@ -184,14 +235,15 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
                      "options: expected a runtime.v1.PodSandboxConfig, got \"{}\"",
                      request->options().type_url());
     }
-    CO_CHECK(co_await manager.create(std::move(record)));
+    CO_CHECK(co_await manager.create(std::move(record), arrived));
     response->set_sandbox_id(request->sandbox_id());
     co_return Result<>();
   }
 
   Task<Result<>> do_start(const api::ControllerStartRequest* request,
-                          api::ControllerStartResponse* response) {
-    CO_TRY(const SandboxStatus status, co_await manager.start(request->sandbox_id()));
+                          api::ControllerStartResponse* response,
+                          Timeline::Clock::time_point arrived) {
+    CO_TRY(const SandboxStatus status, co_await manager.start(request->sandbox_id(), arrived));
     response->set_sandbox_id(request->sandbox_id());
     *response->mutable_created_at() = task::to_timestamp(status.created_at);
     response->set_address(task_address);
@@ -299,6 +351,7 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
   BlockingPool& pool;
   std::string task_address;
   TaskGroup calls;
+  CallObserver observer;
   std::unique_ptr<grpc::Server> server;
   GrpcConnections connections;
   asio::local::stream_protocol::acceptor* acceptor = nullptr;
@@ -316,6 +369,10 @@ ControllerServer::ControllerServer(asio::any_io_executor io, SandboxManager& man
 }
 
 ControllerServer::~ControllerServer() = default;
+
+void ControllerServer::observe(CallObserver observer) {
+  impl_->observer = std::move(observer);
+}
 
 Task<> ControllerServer::serve(UniqueFd listener) {
   return impl_->accept_loop(std::move(listener));

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "async/task.h"
+#include "base/call_end.h"
 #include "base/error.h"
 #include "base/unique_fd.h"
 
@@ -27,6 +28,8 @@ class ControllerServer {
   ControllerServer(const ControllerServer&) = delete;
   ControllerServer& operator=(const ControllerServer&) = delete;
 
+  /// Is told of every call. Before serve().
+  void observe(CallObserver observer);
   /// Accepts until stop().
   Task<> serve(UniqueFd listener);
   /// To be called after SandboxManager::begin_stop(): waits for the calls that run, stops

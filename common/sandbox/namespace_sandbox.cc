@@ -67,15 +67,16 @@ std::string NamespaceSandbox::pid_init_key() const {
   return record_.id() + "/pid-init";
 }
 
-Task<Result<>> NamespaceSandbox::start() {
+Task<Result<>> NamespaceSandbox::start(TimelinePtr timeline) {
   if (!host_network_ && !os::is_namespace_pin(record_.netns_path())) {
     co_return fail(Code::kFailedPrecondition, "netns_path \"{}\" is not a network namespace",
                    record_.netns_path());
   }
   CO_TRY(labels_, selinux_labels(record_.config(), record_.id()));
-  auto files = [this] { return make_files(); };
-  CO_CHECK(co_await tools_.pool.run(std::move(files)));
+  auto files = [this, timeline] { return make_files(timeline); };
+  CO_CHECK(co_await tools_.pool.run(std::move(files), timeline, "files"));
   if (user_namespace_) {
+    const Span helping(timeline, "user namespace: helper", SpanKind::kWait);
     UserNamespacePlan plan;
     plan.key = record_.id() + "/user-namespace";
     plan.maps = *user_namespace_;
@@ -86,26 +87,31 @@ Task<Result<>> NamespaceSandbox::start() {
     CO_CHECK(co_await make_user_namespaces(helper(), std::move(plan)));
     CO_CHECK(failpoint_result("pod.userns"));
   }
-  auto namespaces = [this] { return make_namespaces(); };
-  co_return co_await tools_.pool.run(std::move(namespaces));
+  auto namespaces = [this, timeline] { return make_namespaces(timeline); };
+  co_return co_await tools_.pool.run(std::move(namespaces), timeline, "namespaces");
 }
 
-Result<> NamespaceSandbox::make_files() const {
+Result<> NamespaceSandbox::make_files(TimelinePtr timeline) const {
   TRY(const HostFiles host, read_host_files());
   TRY(const PodFiles files, plan_pod_files(record_.config(), host));
   const PodRoot root = user_namespace_ ? user_namespace_->root() : PodRoot{};
+  Span making_cgroups(timeline, "cgroups");
   CHECK_OK(os::make_cgroups(own_cgroups_));
+  making_cgroups.end();
   CHECK_OK(failpoint_result("pod.cgroups"));
+  Span writing(timeline, "hostname, hosts, resolv.conf");
   CHECK_OK(write_pod_files(tools_.paths, record_.id(), files, root, labels_.mount));
+  writing.end();
   CHECK_OK(failpoint_result("pod.files"));
   if (host_ipc_) return {};
+  const Span mounting(timeline, "/dev/shm");
   std::string more = fmt::format(",uid={},gid={}", root.uid, root.gid);
   if (!labels_.mount.empty()) more += fmt::format(",context=\"{}\"", labels_.mount);
   CHECK_OK(os::mount_tmpfs(tools_.paths.shm(record_.id()), "shm", 01777, kShmSize, true, more));
   return failpoint_result("pod.shm");
 }
 
-Result<> NamespaceSandbox::make_namespaces() const {
+Result<> NamespaceSandbox::make_namespaces(TimelinePtr timeline) const {
   TRY(const HostFiles host, read_host_files());
   TRY(const PodFiles files, plan_pod_files(record_.config(), host));
   TRY(SysctlPlan sysctls, plan_sysctls(record_.config(), tools_.default_sysctls));
@@ -120,6 +126,7 @@ Result<> NamespaceSandbox::make_namespaces() const {
     plan.netns_path = record_.netns_path();
     plan.net_sysctls = std::move(sysctls.net);
   }
+  const Span pinning(std::move(timeline), "unshare, sysctls, pins");
   CHECK_OK(os::make_pod_namespaces(plan));
   return failpoint_result("pod.namespaces");
 }
@@ -180,16 +187,20 @@ Task<Result<oci::PodNamespaces>> NamespaceSandbox::namespaces_for(oci::PidUse pi
 }
 
 Task<Result<task::Attachment>> NamespaceSandbox::attach(std::string container_id, std::string dir,
-                                                        oci::Spec spec) {
+                                                        oci::Spec spec, TimelinePtr timeline) {
   CO_CHECK(failpoint_result("container.dir"));
   CO_CHECK(check_container(spec));
   oci::PodNamespaces modes;
   modes.host_pid = host_pid_;
   CO_TRY(const oci::PidUse pid_use, oci::classify_pid(spec, modes));
   CO_TRY(const pid_t target, oci::target_pid(spec));
+  Span finding(timeline, pid_use == oci::PidUse::kPod ? "pins, shared PID namespace" : "pins");
   Result<oci::PodNamespaces> pod = co_await namespaces_for(pid_use, container_id, target);
+  finding.end();
+  Span planning(timeline, "spec");
   Result<> applied = pod ? oci::apply(spec, *pod) : fail(std::move(pod).error());
   if (applied) applied = add_pod_mounts(spec);
+  planning.end();
   if (!applied) {
     (void)os::remove_pin(target_pin(container_id));
     co_return fail(std::move(applied).error());

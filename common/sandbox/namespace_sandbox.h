@@ -34,18 +34,18 @@ class NamespaceSandbox : public Sandbox {
  public:
   NamespaceSandbox(PodTools& tools, const state::v1::SandboxState& record);
 
-  Task<Result<>> start() override;
+  Task<Result<>> start(TimelinePtr timeline) override;
   Task<Result<>> stop() override;
-  Task<Result<task::Attachment>> attach(std::string container_id, std::string dir,
-                                        oci::Spec spec) override;
+  Task<Result<task::Attachment>> attach(std::string container_id, std::string dir, oci::Spec spec,
+                                        TimelinePtr timeline) override;
   Task<> detach(std::string container_id) override;
   Task<os::ExitStatus> wait_exit() override;
   void save(state::v1::SandboxState& record) const override;
   Task<Result<>> recover() override;
 
  private:
-  Result<> make_files() const;
-  Result<> make_namespaces() const;
+  Result<> make_files(TimelinePtr timeline) const;
+  Result<> make_namespaces(TimelinePtr timeline) const;
   Result<> add_pod_mounts(oci::Spec& spec) const;
   Result<> check_container(const oci::Spec& spec) const;
   Task<Result<oci::PodNamespaces>> namespaces_for(oci::PidUse pid_use, std::string container_id,

@@ -35,7 +35,9 @@ Task<> OrphanCollector::look() {
   suspects_.vouch(*known);
   for (const std::string& id : judge(suspected, *known)) {
     log::warning({id, {}}, "containerd does not know this sandbox (any more): shutting it down");
-    if (Result<> removed = co_await suspects_.shutdown(id); !removed) {
+    if (Result<> removed = co_await suspects_.shutdown(id); removed) {
+      ++removed_;
+    } else {
       log::error({id, {}}, "{}", removed.error().message);
     }
   }

@@ -36,6 +36,8 @@ class OrphanCollector {
   /// Looks every third of the grace, until stop().
   Task<> run();
   void stop();
+  /// Sandboxes shut down so far.
+  std::uint64_t removed() const { return removed_; }
   /// One look.
   Task<> look();
 
@@ -45,6 +47,7 @@ class OrphanCollector {
 
   Suspects& suspects_;
   SandboxStore& store_;
+  std::uint64_t removed_ = 0;
   std::chrono::nanoseconds grace_;
   /// When each was first seen to be absent.
   std::map<std::string, std::chrono::steady_clock::time_point> absent_;

@@ -5,6 +5,7 @@
 
 #include "async/task.h"
 #include "base/error.h"
+#include "base/timeline.h"
 #include "oci/spec.h"
 #include "os/spawner.h"
 #include "task/pods.h"
@@ -22,14 +23,14 @@ class Sandbox {
  public:
   virtual ~Sandbox() = default;
 
-  /// Makes the pod. A failure leaves nothing behind.
-  virtual Task<Result<>> start() = 0;
+  /// Makes the pod, and notes its steps. A failure leaves nothing behind.
+  virtual Task<Result<>> start(TimelinePtr timeline) = 0;
   /// Takes everything away that start() and attach() made; containers are gone already. Repeats,
   /// and a sandbox that never started: success.
   virtual Task<Result<>> stop() = 0;
-  /// Puts the pod's namespaces and files into a container's spec.
+  /// Puts the pod's namespaces and files into a container's spec. `timeline` is the container's.
   virtual Task<Result<task::Attachment>> attach(std::string container_id, std::string dir,
-                                                oci::Spec spec) = 0;
+                                                oci::Spec spec, TimelinePtr timeline) = 0;
   /// Lets go of a container; it may be unknown.
   virtual Task<> detach(std::string container_id) = 0;
   /// Ends when the sandbox has died of itself, with how; for ever where nothing can die.

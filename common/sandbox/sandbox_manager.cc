@@ -27,6 +27,19 @@ Error not_found(const std::string& id) {
   return Error::make(Code::kNotFound, "sandbox {} not found", id.substr(0, kMaxIdLength));
 }
 
+// From a call's arrival, on a thread of gRPC's, until the io thread got to it.
+void waited_for_io(Timeline& timeline, Timeline::Clock::time_point arrived) {
+  timeline.end(timeline.begin("io thread", SpanKind::kWait, arrived));
+}
+
+std::string state_word(const Record& record) {
+  switch (record.phase()) {
+    case Record::RUNNING: return "running";
+    case Record::STOPPED: return "stopped";
+    default: return "created";
+  }
+}
+
 Error stopping_error() {
   return Error::make(Code::kUnavailable, "the sandboxer is stopping; try again");
 }
@@ -59,6 +72,8 @@ struct SandboxManager::Entry {
   std::unique_ptr<Sandbox> sandbox;
   /// Set when the record cannot be used: the sandbox is listed as READY and left alone.
   std::optional<StateProblem> problem;
+  /// Of its start; none when an earlier daemon started it.
+  TimelinePtr timeline;
   AsyncMutex mutex;
   /// Set when the sandbox has stopped.
   Event stopped;
@@ -116,9 +131,23 @@ Result<> SandboxManager::check_exists(const std::string& id) const {
 std::vector<SandboxRecord> SandboxManager::records() const {
   std::vector<SandboxRecord> all;
   for (const auto& [id, entry] : entries_) {
-    all.push_back({entry->record, entry->problem ? entry->problem->words : ""});
+    all.push_back({entry->record, entry->timeline, entry->problem ? entry->problem->words : ""});
   }
   return all;
+}
+
+std::shared_ptr<const Timeline> SandboxManager::timeline_of(const std::string& id) const {
+  const auto found = entries_.find(id);
+  return found == entries_.end() ? nullptr : found->second->timeline;
+}
+
+std::map<std::string, std::size_t> SandboxManager::counts() const {
+  std::map<std::string, std::size_t> counts{
+      {"created", 0}, {"running", 0}, {"stopped", 0}, {"unusable", 0}};
+  for (const auto& [id, entry] : entries_) {
+    ++counts[entry->problem ? "unusable" : state_word(entry->record)];
+  }
+  return counts;
 }
 
 Result<> SandboxManager::save_record(Entry& entry) {
@@ -126,18 +155,25 @@ Result<> SandboxManager::save_record(Entry& entry) {
   return store_.save_sandbox(entry.record);
 }
 
-Task<Result<>> SandboxManager::create(Record record) {
+Task<Result<>> SandboxManager::create(Record record, Timeline::Clock::time_point arrived) {
+  const auto timeline = std::make_shared<Timeline>(arrived);
+  const Span creating(timeline, "Controller.Create", arrived);
+  waited_for_io(*timeline, arrived);
   CO_CHECK(validate_id("sandbox_id", record.id()));
   if (entries_.contains(record.id())) {
     co_return fail(Code::kAlreadyExists, "sandbox {} exists already", record.id());
   }
+  Span checking(timeline, "check");
   CO_CHECK(factory_.check(record));
+  checking.end();
   auto entry = std::make_shared<Entry>();
+  entry->timeline = timeline;
   entry->record = std::move(record);
   entry->record.set_phase(Record::CREATED);
   *entry->record.mutable_created_at() = task::to_timestamp(system_clock::now());
   entry->sandbox = factory_.make(entry->record);
   const std::string id = entry->record.id();
+  const Span writing(timeline, "directory, record");
   CO_CHECK(store_.create_sandbox(id));
   Result<> saved = failpoint_result("pod.dir");
   if (saved) saved = save_record(*entry);
@@ -152,19 +188,28 @@ Task<Result<>> SandboxManager::create(Record record) {
   co_return Result<>();
 }
 
-Task<Result<SandboxStatus>> SandboxManager::start(std::string id) {
+Task<Result<SandboxStatus>> SandboxManager::start(std::string id,
+                                                  Timeline::Clock::time_point arrived) {
   CO_TRY(const EntryPtr entry, find_usable(id));
+  const TimelinePtr timeline = entry->timeline;
+  const Span starting(timeline, "Controller.Start", arrived);
+  if (timeline) waited_for_io(*timeline, arrived);
+  Span locking(timeline, "pod's lock", SpanKind::kWait);
   const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  locking.end();
   if (entry->gone) co_return fail(not_found(id));
   if (entry->record.phase() != Record::CREATED) {
     co_return fail(Code::kFailedPrecondition,
                    "sandbox {} has been started before; create a new one", id);
   }
   entry->record.set_phase(Record::STARTING);
+  Span noting(timeline, "record");
   Result<> started = save_record(*entry);
+  noting.end();
   if (started) started = failpoint_result("pod.starting");
-  if (started) started = co_await entry->sandbox->start();
+  if (started) started = co_await entry->sandbox->start(timeline);
   if (started) {
+    const Span recording(timeline, "record");
     entry->record.set_phase(Record::RUNNING);
     started = save_record(*entry);
     if (started) started = failpoint_result("pod.running");
@@ -278,9 +323,12 @@ Result<SandboxStatus> SandboxManager::status(const std::string& id, bool verbose
 }
 
 Task<Result<task::Attachment>> SandboxManager::attach(std::string sandbox_id,
-                                                      std::string container_id, oci::Spec spec) {
+                                                      std::string container_id, oci::Spec spec,
+                                                      TimelinePtr timeline) {
   CO_TRY(const EntryPtr entry, find_usable(sandbox_id));
+  Span locking(timeline, "pod's lock", SpanKind::kWait);
   const AsyncMutex::Lock lock = co_await entry->mutex.lock();
+  locking.end();
   if (entry->gone) co_return fail(not_found(sandbox_id));
   if (entry->record.phase() != Record::RUNNING) {
     co_return fail(Code::kFailedPrecondition, "sandbox {} is not running", sandbox_id);
@@ -288,8 +336,9 @@ Task<Result<task::Attachment>> SandboxManager::attach(std::string sandbox_id,
   CO_CHECK(store_.create_container(sandbox_id, container_id));
   const std::string dir = store_.paths().container(sandbox_id, container_id);
   Result<task::Attachment> attached =
-      co_await entry->sandbox->attach(container_id, dir, std::move(spec));
+      co_await entry->sandbox->attach(container_id, dir, std::move(spec), timeline);
   // The shared PID namespace's init may have come up with this container.
+  const Span recording(timeline, "pod's record");
   Result<> saved = attached ? save_record(*entry) : Result<>();
   if (!attached || !saved) {
     if (attached) co_await entry->sandbox->detach(container_id);

@@ -12,6 +12,7 @@
 #include "async/gate.h"
 #include "async/task_group.h"
 #include "base/error.h"
+#include "base/timeline.h"
 #include "sandbox/orphan_collector.h"
 #include "sandbox/sandbox.h"
 #include "sandbox/state_store.h"
@@ -40,6 +41,8 @@ struct SandboxStatus {
 /// A sandbox as its record has it.
 struct SandboxRecord {
   state::v1::SandboxState state;
+  /// Of its start; none when an earlier daemon started it.
+  std::shared_ptr<const Timeline> timeline;
   /// Why it is left alone; empty for one that is not.
   std::string problem;
 };
@@ -62,8 +65,11 @@ class SandboxManager : public task::Pods, public Suspects {
   void set_tasks(task::TaskService& tasks) { tasks_ = &tasks; }
 
   // What the Controller asks for. Ids are checked here.
-  Task<Result<>> create(state::v1::SandboxState record);
-  Task<Result<SandboxStatus>> start(std::string id);
+  // `arrived` is when the call came, for the timeline.
+  Task<Result<>> create(state::v1::SandboxState record,
+                        Timeline::Clock::time_point arrived = Timeline::Clock::now());
+  Task<Result<SandboxStatus>> start(std::string id,
+                                    Timeline::Clock::time_point arrived = Timeline::Clock::now());
   /// Unknown: success. The sandbox is NOTREADY before anything is taken away.
   Task<Result<>> stop(std::string id);
   Task<Result<>> shutdown(std::string id) override;
@@ -77,10 +83,15 @@ class SandboxManager : public task::Pods, public Suspects {
   Result<> check_exists(const std::string& id) const;
   /// In order of ids.
   std::vector<SandboxRecord> records() const;
+  /// What its start took; nothing for one that is not there, or that an earlier daemon started.
+  std::shared_ptr<const Timeline> timeline_of(const std::string& id) const;
+  /// How many there are, by state: "created", "running", "stopped", and "unusable" for those that
+  /// are left alone.
+  std::map<std::string, std::size_t> counts() const;
 
   // What TaskService asks for.
   Task<Result<task::Attachment>> attach(std::string sandbox_id, std::string container_id,
-                                        oci::Spec spec) override;
+                                        oci::Spec spec, TimelinePtr timeline) override;
   Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
   Result<> save(const state::v1::ContainerState& record) override;
   Result<> save(const std::string& sandbox_id, const state::v1::Tombstones& stones) override;

@@ -12,6 +12,7 @@ namespace kuasar::sandbox {
 ///   <dir>/                              0711  tmpfs, private mount
 ///     boot_id                                 kernel's boot id; another boot's tree is removed
 ///     lock                                    flock(2) of the one daemon on this directory
+///     starts                            0600  how many daemons have begun here
 ///     mounted                                 a daemon has mounted <dir>, and may unmount it
 ///     task.sock                               Task API; the name is an ABI, containerd stores it
 ///     keeper.sock                             the keeper's socket
@@ -51,6 +52,7 @@ class StatePaths {
   Path boot_id() const { return root_ / "boot_id"; }
   Path lock() const { return root_ / "lock"; }
   Path mount_mark() const { return root_ / "mounted"; }
+  Path starts() const { return root_ / "starts"; }
   Path task_socket() const { return root_ / "task.sock"; }
   Path keeper_socket() const { return root_ / "keeper.sock"; }
   Path ctl_socket() const { return root_ / "ctl.sock"; }

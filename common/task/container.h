@@ -12,6 +12,7 @@
 
 #include "async/event.h"
 #include "async/gate.h"
+#include "base/timeline.h"
 #include "os/spawner.h"
 #include "task/stdio.h"
 #include "ttrpc/server.h"
@@ -75,6 +76,9 @@ struct Container : Process {
   std::string mount_label;
   /// See ContainerDriver::runtime_for().
   std::string runtime;
+
+  /// Of its start; none when an earlier daemon made it.
+  TimelinePtr timeline;
 
   /// It has been sent SIGKILL, which a freezer must not hold up.
   bool killed = false;

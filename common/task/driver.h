@@ -9,6 +9,7 @@
 
 #include "async/task.h"
 #include "base/error.h"
+#include "base/timeline.h"
 #include "oci/spec.h"
 #include "os/cgroup_limits.h"
 #include "os/mount.h"
@@ -47,6 +48,8 @@ struct ContainerPlan {
   bool no_new_keyring = false;
   /// What runtime_for() has answered.
   std::string runtime;
+  /// Of the container, for the driver's steps here and in start(); may be null.
+  TimelinePtr timeline = nullptr;
 };
 
 /// Everything that a driver needs to add a process to a container.

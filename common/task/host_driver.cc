@@ -143,14 +143,18 @@ std::string HostDriver::config_path(const std::string& dir) {
 
 Task<Result<>> HostDriver::mount_rootfs(const ContainerPlan& plan) {
   auto prepare = [dir = plan.dir, rootfs = plan.rootfs, mounts = plan.rootfs_mounts,
-                  id_map = plan.id_map, config = plan.spec.dump()]() -> Result<> {
+                  id_map = plan.id_map, config = plan.spec.dump(),
+                  timeline = plan.timeline]() -> Result<> {
+    Span writing(timeline, "config.json");
     CHECK_OK(write_file(config_path(dir), config));
+    writing.end();
     CHECK_OK(failpoint_result("container.config"));
+    const Span mounting(timeline, "mounts");
     auto mounted = os::mount_all(mounts, rootfs, id_map, scratch_path(dir));
     if (!mounted) return fail(std::move(mounted).error().context("mount the root file system"));
     return failpoint_result("container.rootfs");
   };
-  co_return co_await pool_.run(std::move(prepare));
+  co_return co_await pool_.run(std::move(prepare), plan.timeline, "root file system");
 }
 
 Task<Result<>> HostDriver::begin_remove(std::string container) {

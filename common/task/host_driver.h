@@ -52,6 +52,7 @@ class HostDriver : public ContainerDriver {
     virtual ~Entry() = default;
     std::string dir;
     std::string rootfs;
+    TimelinePtr timeline;
     std::vector<std::string> cgroups;
     /// Empty with the cgroupfs driver.
     std::string systemd_unit;

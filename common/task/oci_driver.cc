@@ -61,6 +61,7 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   CO_TRY(entry->runtime, runtimes_.find(plan.runtime));
   entry->dir = plan.dir;
   entry->rootfs = plan.rootfs;
+  entry->timeline = plan.timeline;
   enter(plan.id, entry);
 
   CO_CHECK(plan.spec.set_root_path(plan.rootfs));
@@ -70,6 +71,7 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   CO_CHECK(co_await mount_rootfs(plan));
 
   oci::CreateArgs args;
+  args.timeline = plan.timeline;
   args.id = plan.id;
   args.bundle = plan.dir;
   args.pid_file = pid_path(plan.dir);
@@ -85,8 +87,11 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   CO_CHECK(failpoint_result("container.runtime"));
   ProcessRef init;
   init.container = plan.id;
+  Span adopting(plan.timeline, "adopt the init");
   CO_CHECK(co_await adopt_left(std::move(init), entry->init, pid));
+  adopting.end();
   CO_CHECK(failpoint_result("container.adopted"));
+  const Span looking(plan.timeline, "its cgroups");
   CO_TRY(entry->cgroups, os::own_cgroups_of(pid));
   entry->systemd_unit = os::systemd_unit_of(cgroups_path);
   co_return Result<>();
@@ -101,7 +106,8 @@ Task<Result<>> OciDriver::start(std::string container) {
   }
   const bool went_on = co_await start_without_exec(entry, container);
   if (went_on) co_return Result<>();
-  Result<> started = co_await entry->runtime->start(container, log_path(entry->dir));
+  Result<> started =
+      co_await entry->runtime->start(container, log_path(entry->dir), entry->timeline);
   if (started) co_return started;
   // An earlier daemon died after its runtime had let the init go, which takes this FIFO away
   // (runc's and crun's exec.fifo): the runtime refuses to do it again.
@@ -116,6 +122,7 @@ Task<Result<>> OciDriver::start(std::string container) {
 Task<bool> OciDriver::start_without_exec(OciEntryPtr entry, std::string container) {
   std::string runtime_state = entry->runtime->config().root + "/" + container;
   if (entry->poststart_hooks || !oci::has_runc_fifo(runtime_state)) co_return false;
+  const Span letting(entry->timeline, "let the init go");
   const Result<> started =
       co_await oci::let_init_go(holder_, pool_, start_name(container), std::move(runtime_state),
                                 *entry->init->process, kLetGoTimeout);

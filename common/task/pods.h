@@ -5,6 +5,7 @@
 
 #include "async/task.h"
 #include "base/error.h"
+#include "base/timeline.h"
 #include "oci/spec.h"
 #include "os/mount.h"
 
@@ -38,9 +39,9 @@ class Pods {
   /// kFailedPrecondition (not running, or its state cannot be used), what the spec asks for and
   /// the pod refuses. A failure leaves nothing behind. When the spec's pid entry names another
   /// process (TARGET), the caller sees to it that it is a live container of that sandbox, and
-  /// afterwards that it still is the same.
+  /// afterwards that it still is the same. `timeline` is the container's.
   virtual Task<Result<Attachment>> attach(std::string sandbox_id, std::string container_id,
-                                          oci::Spec spec) = 0;
+                                          oci::Spec spec, TimelinePtr timeline) = 0;
   /// Lets go of a container and removes its directory. Unknown ones: success.
   virtual Task<Result<>> detach(std::string sandbox_id, std::string container_id) = 0;
   /// Writes a container's record.

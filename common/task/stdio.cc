@@ -275,7 +275,25 @@ void Stdio::cut_pumps() {
 
 void Stdio::finish(Output& output) {
   output.finished = true;
-  if (ended_ && plan_.connected()) drop_writer(output);
+  if (!ended_ || !output.writer || output.awaiting || !plan_.connected()) return;
+  // Only with ours gone one sees whether there is another; what is unread stays in the FIFO.
+  output.reader.reset();
+  drop(std::string(output.name) + ".r");
+  if (os::has_reader(output.writer.get())) return drop_writer(output);
+  output.awaiting = true;
+  group_.spawn(await_reader(shared_from_this(), output));
+}
+
+Task<> Stdio::await_reader(std::shared_ptr<Stdio> self, Output& output) {
+  const auto until = std::chrono::steady_clock::now() + kReadPatience;
+  while (output.writer && !os::has_reader(output.writer.get()) &&
+         std::chrono::steady_clock::now() < until) {
+    const bool closed = co_await self->closed_.wait_for(kDrainPoll);
+    if (closed) co_return;
+    const auto state = co_await asio::this_coro::cancellation_state;
+    if (state.cancelled() != asio::cancellation_type::none) co_return;
+  }
+  self->drop_writer(output);
 }
 
 void Stdio::drop_writer(Output& output) {

@@ -50,11 +50,12 @@ struct StdioPlan {
 /// must outlive this daemon are in an os::FdHolder under "io/<container>/<exec or ->/<what>":
 /// "stdout.r", "stdout.w", "stdout.pipe" (stderr likewise), "stdin.r", "stdin.w", "console", "pty".
 ///
-/// An output FIFO has a reader of ours until close() and a writer of ours until the process has
-/// ended and (PUMP) its output was moved. With containerd's connection gone the writer stays until
-/// containerd asks about the stopped task (reader_came()): its reader opens only while a writer
-/// exists, and its start-up waits for our end (T22). An input FIFO has a writer of ours until
-/// close_stdin() or the end of the process, so that an attach may come and go.
+/// An output FIFO has a reader and a writer of ours until the process has ended and (PUMP) its
+/// output was moved; then ours goes as soon as containerd has a reader, which it opens on a thread
+/// that may come late and would wait for a writer for ever. With containerd's connection gone both
+/// stay until containerd asks about the stopped task (reader_came()): its reader opens only while a
+/// writer exists, and its start-up waits for our end (T22). An input FIFO has a writer of ours
+/// until close_stdin() or the end of the process, so that an attach may come and go.
 ///
 /// Held by shared_ptr, lives on the io thread; the pumps are children of `group`, which must be
 /// joined before the holder is destroyed.
@@ -62,7 +63,7 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
  public:
   /// How long a pump goes on after the end of the process when a child of it holds the pipe (T23).
   static constexpr std::chrono::seconds kLinger{10};
-  /// How long our writer waits for containerd's reader to read what is left (T22).
+  /// How long our writer waits for containerd's reader to come, or to read what is left (T22).
   static constexpr std::chrono::seconds kReadPatience{2};
 
   /// Opens the streams; an empty path is /dev/null. Never blocks. A failure leaves nothing held.
@@ -115,6 +116,7 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
     /// No byte will come from us any more.
     bool finished = false;
     bool draining = false;
+    bool awaiting = false;
   };
   struct Input {
     std::string path;
@@ -142,6 +144,7 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
   static Task<> pump_input(std::shared_ptr<Stdio> self);
   static Task<> cut_later(std::weak_ptr<Stdio> weak, std::chrono::nanoseconds wait);
   static Task<> drain(std::shared_ptr<Stdio> self, Output& output);
+  static Task<> await_reader(std::shared_ptr<Stdio> self, Output& output);
   void finish(Output& output);
   void drop_writer(Output& output);
   void cut_pumps();

@@ -20,6 +20,15 @@ namespace {
 
 namespace ev = ::containerd::events;
 
+// Whom a call is about.
+template <typename Request>
+void note_call(const Request& request, CallNotes& notes) {
+  notes.container = std::string(request.id()).substr(0, kMaxIdLength);
+  if constexpr (requires { request.exec_id(); }) {
+    notes.exec = std::string(request.exec_id()).substr(0, kMaxIdLength);
+  }
+}
+
 constexpr const char* kNamespace = "k8s.io";
 
 Result<> check_create(const api::CreateTaskRequest& request) {
@@ -87,6 +96,7 @@ void TaskService::serve_on(ttrpc::Server& server) {
     server.add<Req, Resp>(
         service, method,
         [this, handler](Req request, ttrpc::CallContext context) {
+          if (context.notes) note_call(request, *context.notes);
           return (this->*handler)(std::move(request), std::move(context));
         },
         at_stop);
@@ -225,6 +235,28 @@ std::vector<state::v1::ContainerState> TaskService::records() const {
   return all;
 }
 
+std::map<std::string, std::size_t> TaskService::counts() const {
+  std::map<std::string, std::size_t> counts;
+  for (const Phase phase : {Phase::kCreating, Phase::kCreated, Phase::kRunning, Phase::kPaused,
+                            Phase::kStopped, Phase::kDeleting}) {
+    counts.emplace(phase_name(phase), 0);
+  }
+  for (const auto& [id, container] : containers_)
+    ++counts[std::string(phase_name(container->phase))];
+  return counts;
+}
+
+std::size_t TaskService::exec_count() const {
+  std::size_t count = 0;
+  for (const auto& [id, container] : containers_) count += container->execs.size();
+  return count;
+}
+
+std::shared_ptr<const Timeline> TaskService::timeline_of(const std::string& id) const {
+  const auto found = containers_.find(id);
+  return found == containers_.end() ? nullptr : found->second->timeline;
+}
+
 Task<Result<api::CreateTaskResponse>> TaskService::create(api::CreateTaskRequest request,
                                                           ttrpc::CallContext context) {
   if (Result<> checked = check_create(request); !checked) {
@@ -243,12 +275,16 @@ Task<Result<api::CreateTaskResponse>> TaskService::create(api::CreateTaskRequest
   container->paths = {request.stdin(), request.stdout(), request.stderr()};
   container->terminal = request.terminal();
   container->peer = context.peer;
+  container->timeline = std::make_shared<Timeline>(context.arrived);
+  const Span creating(container->timeline, "Task.Create", context.arrived);
+  if (context.notes) context.notes->timeline = container->timeline;
   if (auto former = undone_.extract(container->id)) container->former = std::move(former.mapped());
   containers_[container->id] = container;
   const AsyncMutex::Lock lock = co_await container->mutex.lock();
 
   auto shared_request = std::make_shared<const api::CreateTaskRequest>(std::move(request));
   Result<> made = co_await make(container, shared_request);
+  if (context.notes) context.notes->sandbox = container->sandbox_id;
   if (!made) {
     Error refused = refused_create(container->sandbox_id, container->id, std::move(made).error());
     // The answer is the first failure; what the undo cannot do it logs.
@@ -296,7 +332,8 @@ Task<Result<>> TaskService::make(ContainerPtr container,
   CO_TRY(const ::containerd::runc::v1::Options options, runc_options(*request));
   CO_TRY(container->runtime, driver_.runtime_for(options.binary_name()));
   auto open = [path = container->bundle] { return oci::open_bundle(path); };
-  CO_TRY(oci::Bundle bundle, co_await pool_.run(std::move(open)));
+  const TimelinePtr timeline = container->timeline;
+  CO_TRY(oci::Bundle bundle, co_await pool_.run(std::move(open), timeline, "read the bundle"));
   CO_CHECK(failpoint_result("container.bundle"));
   CO_TRY(const bool terminal, bundle.spec.terminal());
   if (terminal != container->terminal) {
@@ -305,8 +342,10 @@ Task<Result<>> TaskService::make(ContainerPtr container,
   }
   const std::string sandbox_id = bundle.sandbox_id;
   CO_TRY(const ContainerPtr target, find_target(sandbox_id, bundle.spec));
+  Span attaching(timeline, "attach to the pod");
   CO_TRY(Attachment attachment,
-         co_await pods_.attach(sandbox_id, container->id, std::move(bundle.spec)));
+         co_await pods_.attach(sandbox_id, container->id, std::move(bundle.spec), timeline));
+  attaching.end();
   container->sandbox_id = sandbox_id;
   CO_CHECK(failpoint_result("container.attached"));
   if (target) CO_CHECK(check_target(*target));
@@ -315,21 +354,32 @@ Task<Result<>> TaskService::make(ContainerPtr container,
   container->io_uid = options.io_uid();
   container->io_gid = options.io_gid();
   CO_TRY(container->mount_label, attachment.spec.mount_label());
+  Span noting(timeline, "record");
   CO_CHECK(pods_.save(to_record(*container)));
+  noting.end();
   CO_CHECK(failpoint_result("container.noted"));
+  Span opening(timeline, "streams");
   CO_CHECK(open_streams(container, *container));
+  opening.end();
   CO_CHECK(failpoint_result("container.streams"));
 
-  ContainerPlan plan{
-      container->id,           std::move(attachment.dir),  container->bundle + "/rootfs",
-      rootfs_mounts(*request), std::move(attachment.spec), std::move(attachment.id_map),
-      options.no_pivot_root(), options.no_new_keyring(),   container->runtime};
+  ContainerPlan plan{container->id,
+                     std::move(attachment.dir),
+                     container->bundle + "/rootfs",
+                     rootfs_mounts(*request),
+                     std::move(attachment.spec),
+                     std::move(attachment.id_map),
+                     options.no_pivot_root(),
+                     options.no_new_keyring(),
+                     container->runtime,
+                     timeline};
   Result<> created = co_await driver_.create(std::move(plan), *container->stdio);
   container->stdio->drop_process_ends();
   CO_CHECK(created);
   CO_CHECK(failpoint_result("container.created"));
   CO_CHECK(container->stdio->begin());
   container->phase = Phase::kCreated;
+  const Span recording(timeline, "record");
   state::v1::ContainerState record = to_record(*container);
   driver_.save(container->id, record);
   CO_CHECK(pods_.save(record));
@@ -364,14 +414,19 @@ Task<Result<api::StartResponse>> TaskService::start(api::StartRequest request,
                                                     ttrpc::CallContext context) {
   const Busy busy(*this);
   CO_TRY(const Target target, find(request.id(), request.exec_id()));
+  if (context.notes) context.notes->sandbox = target.container->sandbox_id;
   CO_CHECK(check_wanted(*target.container, context));
   if (context.redelivered) note_peer(*target.container, context);
   if (!target.process->exec.empty()) co_return co_await start_exec(target, context.redelivered);
+  const Span starting(target.container->timeline, "Task.Start", context.arrived);
+  if (context.notes) context.notes->timeline = target.container->timeline;
   co_return co_await start_init(target.container, context.redelivered);
 }
 
 Task<Result<api::StartResponse>> TaskService::start_init(ContainerPtr container, bool redelivered) {
+  Span locking(container->timeline, "container's lock", SpanKind::kWait);
   const AsyncMutex::Lock lock = co_await container->mutex.lock();
+  locking.end();
   if (container->gone) co_return fail(no_such_container(container->id));
   // The answer to a Start that an earlier daemon ran was lost.
   if (redelivered && container->phase != Phase::kCreated) co_return started(*container, *container);
@@ -383,7 +438,9 @@ Task<Result<api::StartResponse>> TaskService::start_init(ContainerPtr container,
   CO_CHECK(co_await driver_.start(container->id));
   CO_CHECK(failpoint_result("container.started"));
   container->phase = Phase::kRunning;
+  Span recording(container->timeline, "record");
   save(*container);
+  recording.end();
   const api::StartResponse response = started(*container, *container);
   log::debug({container->sandbox_id, container->id}, "started");
   ev::TaskStart event;

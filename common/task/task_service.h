@@ -124,6 +124,11 @@ class TaskService {
   std::vector<std::string> containers_of(const std::string& sandbox_id) const;
   /// Every container as its record has it, in order of ids.
   std::vector<state::v1::ContainerState> records() const;
+  /// How many containers there are, by state as phase_name() has it, and how many execs.
+  std::map<std::string, std::size_t> counts() const;
+  std::size_t exec_count() const;
+  /// What its start took; nothing for one that an earlier daemon made.
+  std::shared_ptr<const Timeline> timeline_of(const std::string& id) const;
 
   /// Looks for containers that containerd has given up and removes them. Runs until stop().
   //

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "async/event.h"
+#include "base/call_end.h"
 #include "base/error.h"
 
 namespace google::protobuf {
@@ -54,6 +55,8 @@ class Peer {
 
 /// What a handler knows about its call besides the request message.
 struct CallContext {
+  /// When the whole request was there.
+  std::chrono::steady_clock::time_point arrived = std::chrono::steady_clock::now();
   std::string service;
   std::string method;
   Metadata metadata;
@@ -66,6 +69,8 @@ struct CallContext {
   /// Writes down that the call's effect, which must not happen twice, has happened. May be empty.
   std::function<void()> mark_applied;
   std::shared_ptr<Peer> peer;
+  /// For an observer that wants them; usually nullptr.
+  std::shared_ptr<CallNotes> notes;
 
   /// Value of the first pair with this key; nothing if there is none.
   std::optional<std::string_view> find(std::string_view key) const {

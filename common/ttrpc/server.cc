@@ -64,7 +64,9 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
       : executor_(std::move(executor)), calls_(executor_) {}
 
   void add(std::string service, std::string method, RawHandler handler, AtStop at_stop) {
-    auto known = std::make_shared<const Method>(Method{method, std::move(handler), at_stop});
+    std::string short_name = service.substr(service.rfind('.') + 1);
+    auto known = std::make_shared<const Method>(
+        Method{std::move(short_name), method, std::move(handler), at_stop});
     methods_[std::move(service)][std::move(method)] = std::move(known);
   }
 
@@ -79,6 +81,8 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   Result<std::shared_ptr<const Method>> find(const std::string& service,
                                              const std::string& method) const override;
   void spawn(Task<> call) override { calls_.spawn(std::move(call)); }
+  const CallObserver& observer() const override { return observer_; }
+  void observe(CallObserver observer) { observer_ = std::move(observer); }
   void changed() override {
     if (stopping_.is_set() && idle()) drained_.set();
   }
@@ -97,6 +101,7 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   std::map<std::string, std::map<std::string, std::shared_ptr<const Method>>> methods_;
   std::map<std::uint64_t, std::shared_ptr<Session>> sessions_;
   TaskGroup calls_;
+  CallObserver observer_;
   std::list<asio::posix::stream_descriptor*> listeners_;
   Event stopping_;
   // Stopping, no call that stop() waits for is running and every answer has left.
@@ -223,6 +228,10 @@ void Server::add_unimplemented(std::string service, std::string method, std::str
       std::move(service), std::move(method),
       [words = std::move(words)](std::string, CallContext) { return Session::refuse_call(words); },
       AtStop::kFinish);
+}
+
+void Server::observe(CallObserver observer) {
+  core_->observe(std::move(observer));
 }
 
 Task<> Server::serve(UniqueFd listener) {

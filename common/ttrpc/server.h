@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "async/task.h"
+#include "base/call_end.h"
 #include "base/error.h"
 #include "base/unique_fd.h"
 #include "ttrpc/call.h"
@@ -69,6 +70,9 @@ class Server {
   void add_unimplemented(std::string service, std::string method, std::string words);
   void add_raw(std::string service, std::string method, RawHandler handler,
                AtStop at_stop = AtStop::kFinish);
+
+  /// Is told of every call whose handler ends from now on.
+  void observe(CallObserver observer);
 
   /// Accepts connections until stop(); the listener is closed then. An accept that fails (EMFILE)
   /// is logged once and tried again after a pause.

@@ -125,6 +125,10 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
     };
   }
   context.peer = peer_;
+  if (host_->observer().wants_notes) {
+    context.notes = std::make_shared<CallNotes>();
+    context.notes->traceparent = context.find("traceparent").value_or("");
+  }
 
   const auto call = std::make_shared<Call>(stream, std::move(*method), connection_->get_executor());
   if (context.deadline) watch_deadline(call, *context.deadline);
@@ -138,12 +142,19 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
 Task<> Session::run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
                     CallContext context) {
   failpoint("task.", call->method->name, ".before");
+  const auto arrived = context.arrived;
+  const std::shared_ptr<const CallNotes> notes = context.notes;
   const Result<std::string> result =
       co_await call->method->handler(std::move(payload), std::move(context));
   call->deadline.cancel();
   failpoint("task.", call->method->name, ".done");
   self->answer(*call, result);
   failpoint("task.", call->method->name, ".answered");
+  const Code code = result ? Code::kOk : result.error().code;
+  if (const CallObserver& observer = self->host_->observer(); observer.ended) {
+    observer.ended({call->method->service, call->method->name, code, arrived,
+                    std::chrono::steady_clock::now(), notes.get()});
+  }
   --self->running_;
   if (call->method->at_stop == AtStop::kFinish) --self->to_finish_;
   self->host_->changed();

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "async/task.h"
+#include "base/call_end.h"
 #include "ttrpc/connection.h"
 #include "ttrpc/server.h"
 
@@ -13,6 +14,8 @@ namespace kuasar::ttrpc {
 
 /// A registered method.
 struct Method {
+  /// The last part of the service's name.
+  std::string service;
   std::string name;
   Server::RawHandler handler;
   AtStop at_stop = AtStop::kFinish;
@@ -26,6 +29,8 @@ class SessionHost {
   virtual Result<std::shared_ptr<const Method>> find(const std::string& service,
                                                      const std::string& method) const = 0;
   virtual void spawn(Task<> call) = 0;
+  /// Whoever is told of calls; may be empty.
+  virtual const CallObserver& observer() const = 0;
   /// A call has ended, or the output has left.
   virtual void changed() = 0;
   /// The connection is gone.

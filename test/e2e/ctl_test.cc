@@ -208,6 +208,51 @@ TEST_CASE("ctl: list and inspect say what CRI says", "[e2e][table]") {
   });
 }
 
+TEST_CASE("ctl: inspect --timing shows the steps and waits of a start", "[e2e][table]") {
+  run_case([](Case& e) {
+    e.only_ours("kuasar-ctl");
+    const auto asked = std::chrono::steady_clock::now();
+    const Pod pod = e.run_pod();
+    e.sleeper(pod);
+    const std::chrono::duration<double, std::milli> whole =
+        std::chrono::steady_clock::now() - asked;
+    const json::value timing = ctl_json(e, {"inspect", pod.id, "--timing", "-o", "json"});
+    REQUIRE(timing.at("timelines").as_array().size() == 2);
+    std::map<std::string, double> took;
+    for (const json::value& timeline : timing.at("timelines").as_array()) {
+      CHECK(timeline.at("dropped") == 0);
+      double sum = 0;
+      for (const json::value& span : timeline.at("spans").as_array()) {
+        const double one = span.at("took_ms").to_number<double>();
+        took[text(span, "name")] += one;
+        if (span.at("depth") == 0) sum += one;
+      }
+      // Steps and gaps are all of it, and no more than CRI's callers waited for.
+      CHECK(sum > 0);
+      CHECK(sum < whole.count());
+    }
+    for (const char* step :
+         {"Controller.Create", "Controller.Start", "unshare, sysctls, pins", "/dev/shm", "thread",
+          "Task.Create", "attach to the pod", "root file system", "Task.Start"}) {
+      INFO(step);
+      CHECK(took[step] > 0);
+    }
+    CHECK(took["Controller.Start"] > took["unshare, sysctls, pins"]);
+    if (e.lab().sandboxer().handler == "kuasar-runc") {
+      CHECK(took["OCI runtime"] > took["spawn the OCI runtime"]);
+      CHECK(took["Task.Create"] > took["OCI runtime"]);
+    }
+    const Ran shown = ctl(e, {"inspect", pod.id, "--timing"});
+    for (const std::string& line : lines_of(shown.output)) CHECK(line.size() <= 100);
+    CHECK(shown.output.find("Task.Create") != std::string::npos);
+
+    e.lab().stop_sandboxer();
+    e.lab().start_sandboxer();
+    CHECK(ctl(e, {"inspect", pod.id, "--timing"}).output.find("an earlier daemon started it") !=
+          std::string::npos);
+  });
+}
+
 TEST_CASE("ctl: health is well, counts, and stays so over a restart", "[e2e][table]") {
   run_case([](Case& e) {
     e.only_ours("kuasar-ctl");

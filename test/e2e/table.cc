@@ -154,6 +154,18 @@ void run_case_with(const std::string& config, const std::function<void(Case&)>& 
   }
 }
 
+void run_long_case(const std::function<void(Case&)>& body) {
+  const std::string reason = Lab::unavailable();
+  if (!reason.empty()) SKIP(reason);
+  for (const SandboxerUnderTest& sandboxer : sandboxers_under_test()) {
+    DYNAMIC_SECTION(sandboxer.name) {
+      Lab lab(sandboxer, kConfig, std::nullopt, "warning");
+      warm_up(lab);
+      run_counted(lab, body);
+    }
+  }
+}
+
 namespace {
 
 // Skips where the wasm kind cannot run.

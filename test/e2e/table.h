@@ -102,6 +102,9 @@ void run_case(const std::function<void(Case&)>& body);
 /// first round of the body warms the lab up, the second is counted.
 void run_case_with(const std::string& config, const std::function<void(Case&)>& body);
 
+/// The same on a lab of the case's own with short logs, for a body that takes long: it runs once.
+void run_long_case(const std::function<void(Case&)>& body);
+
 /// The same for the wasm kind, on a lab that its cases share, or, with a configuration, on one of
 /// the case's own. Skipped where there is no engine.
 void run_wasm_case(const std::function<void(Case&)>& body);

@@ -193,7 +193,7 @@ Task<Result<bool>> FakeDriver::recover(std::string,
 }
 
 Task<Result<task::Attachment>> FakePods::attach(std::string sandbox_id, std::string container_id,
-                                                oci::Spec spec) {
+                                                oci::Spec spec, TimelinePtr) {
   calls.push_back("attach " + sandbox_id + " " + container_id);
   if (sandbox_id == missing) co_return fail(Code::kNotFound, "sandbox {} not found", sandbox_id);
   co_return task::Attachment{dir, std::move(spec), shared_pid};

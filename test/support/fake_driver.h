@@ -107,7 +107,7 @@ class FakePods : public task::Pods {
   std::vector<std::string> runtimes;
 
   Task<Result<task::Attachment>> attach(std::string sandbox_id, std::string container_id,
-                                        oci::Spec spec) override;
+                                        oci::Spec spec, TimelinePtr timeline) override;
   Task<Result<>> detach(std::string sandbox_id, std::string container_id) override;
   Result<> save(const state::v1::ContainerState& record) override;
   Result<> save(const std::string& sandbox_id, const state::v1::Tombstones& stones) override;

@@ -53,6 +53,27 @@ class ConfigDir {
 
 }  // namespace
 
+TEST_CASE("config: metrics are served on the loopback or a socket file, nowhere else") {
+  ConfigDir dir;
+  for (const char* good : {"off", "/run/m.sock", "127.0.0.1:9100", "[::1]:9100"}) {
+    dir.write("runc.toml", fmt::format("metrics = \"{}\"\n", good));
+    const auto config = dir.load();
+    REQUIRE(config);
+    CHECK(config->daemon.metrics == good);
+  }
+  CHECK(dir.refused("metrics = \"0.0.0.0:9100\"\n") ==
+        "runc.toml:1: metrics: must be on the loopback, 127.0.0.1 or [::1], for anybody could read "
+        "it "
+        "on \"0.0.0.0\"; let something that knows its users pass it on");
+  for (const char* wrong : {"", "on", "127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:65536",
+                            "127.0.0.1:1x", "::1:9100", "m.sock", "[::]:9100", "localhost:9100"}) {
+    INFO(wrong);
+    CHECK(dir.refused(fmt::format("metrics = \"{}\"\n", wrong))
+              .starts_with("runc.toml:1: metrics: must be "));
+  }
+  CHECK(dir.refused("metrics = 9100\n") == "runc.toml:1: metrics: must be a text, not 9100");
+}
+
 TEST_CASE("toml: entries come flat, by line, with their place") {
   const auto entries = parse_toml(
       "# a comment\n"

@@ -9,12 +9,14 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <string>
+#include <thread>
 
 #include "os/fifo.h"
 #include "os/local_fd_holder.h"
@@ -130,7 +132,7 @@ TEST_CASE_METHOD(StdioFixture, "T12 stdio: PASS gives the FIFO itself, ends with
   CHECK_FALSE(ended);
   stdio->process_ended();
   CHECK(at_end(containerd.get()));
-  CHECK(holder.get("io/c1/-/stdout.r"));
+  CHECK(holder.get("io/c1/-/stdout.r").error().code == Code::kNotFound);
   CHECK(holder.get("io/c1/-/stdout.w").error().code == Code::kNotFound);
   stdio->close();
   CHECK(holder.size() == 0);
@@ -233,6 +235,48 @@ TEST_CASE_METHOD(StdioFixture,
   CHECK(took >= 2s);
   CHECK(took < 4s);
   stdio->close();
+}
+
+// containerd opens its reader on a thread of its own, blocking, and that may come last.
+TEST_CASE_METHOD(StdioFixture,
+                 "stdio: a reader that comes after the end gets everything and its end") {
+  const bool pump = GENERATE(false, true);
+  const std::string said = GENERATE("", "short");
+  const auto stdio = open(plan(pump));
+  const UniqueFd err = reader("err");
+  UniqueFd workload = os::duplicate(stdio->stdout_fd()).value();
+  REQUIRE(stdio->begin());
+  write_text(workload.get(), said);
+  workload.reset();
+  stdio->process_ended();
+  io.run(sleep_for(50ms));
+  std::atomic<int> opened{-1};
+  std::thread late([&] { opened = ::open((dir / "out").c_str(), O_RDONLY | O_CLOEXEC); });
+  io.run(sleep_for(100ms));
+  const bool came = opened >= 0;
+  CHECK(came);
+  // Lets it go in any case.
+  const UniqueFd writer(::open((dir / "out").c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+  late.join();
+  const_cast<UniqueFd&>(writer).reset();
+  const UniqueFd containerd(opened.load());
+  REQUIRE(::fcntl(containerd.get(), F_SETFL, O_NONBLOCK) == 0);
+  CHECK(read_all(containerd.get()) == said);
+  stdio->close();
+  CHECK(holder.size() == 0);
+}
+
+TEST_CASE_METHOD(StdioFixture, "stdio: a reader that never comes is waited for 2 s") {
+  const auto stdio = open(plan(false));
+  REQUIRE(stdio->begin());
+  const auto began = std::chrono::steady_clock::now();
+  stdio->process_ended();
+  until([&] { return holder.get("io/c1/-/stdout.w").error().code == Code::kNotFound; });
+  const auto took = std::chrono::steady_clock::now() - began;
+  CHECK(took >= 2s);
+  CHECK(took < 4s);
+  stdio->close();
+  CHECK(holder.size() == 0);
 }
 
 TEST_CASE_METHOD(StdioFixture, "T23 stdio: close() cuts a pump whose pipe is held by a child") {

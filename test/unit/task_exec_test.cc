@@ -282,7 +282,7 @@ TEST_CASE_METHOD(ExecFixture,
   char buffer[16];
   CHECK(::read(containerd.get(), buffer, sizeof buffer) == 5);
   CHECK(::read(containerd.get(), buffer, sizeof buffer) == 0);
-  CHECK(holder.get("io/c1/e1/stdout.r"));
+  CHECK(holder.get("io/c1/e1/stdout.r").error().code == Code::kNotFound);
   REQUIRE(remove("c1", "e1"));
   CHECK(holder.size() == 0);
 }

@@ -13,7 +13,8 @@ BEGIN {
   may["sandbox"] = " base async os keeper oci ttrpc task sandbox "
   may["ctl"] = " base async os ttrpc ctl "
   may["bench"] = may["ctl"] "bench "
-  may["daemon"] = " base async os keeper oci ttrpc task sandbox daemon "
+  may["otlp"] = " base async otlp "
+  may["daemon"] = " base async os keeper oci ttrpc task sandbox otlp daemon "
   max_lines = 600
   # kuasar-keeper lives for as long as the node: all its own files together.
   max_keeper_lines = 800
@@ -88,8 +89,9 @@ function check_grpc(name) {
     return
   }
   if (file in grpc_files) return
-  # The daemons, kuasar-bench (a client) and the tests: each counted for itself.
-  program = in_test ? "test" : layer == "bench" ? "bench" : "daemon"
+  # The daemons' services, the exporter of spans and kuasar-bench (clients), and the tests: each
+  # counted for itself.
+  program = in_test ? "test" : layer == "bench" || layer == "otlp" ? layer : "daemon"
   grpc_files[file] = ++grpc_count[program]
   if (grpc_count[program] > max_grpc_files) {
     report("grpc-include", "gRPC headers in more than " max_grpc_files " .cc files; the others: " \

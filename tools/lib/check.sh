@@ -145,6 +145,7 @@ check_plant() {
     'base async/task.h' 'async os/spawn.h' 'os oci/spec.h' 'oci ttrpc/frame.h' 'ttrpc oci/spec.h'
     'ttrpc os/mount.h' 'task sandbox/manager.h' 'sandbox daemon/args.h' 'os ttrpc/ttrpc.pb.h'
     'base boost/asio.hpp' 'keeper ttrpc/frame.h' 'os keeper/wire.h' 'oci keeper/client.h' 'ctl daemon/args.h' 'daemon ctl/args.h'
+    'otlp ttrpc/call.h' 'sandbox otlp/exporter.h'
   )
   for number in "${!pairs[@]}"; do
     layer=${pairs[number]%% *}
@@ -153,7 +154,7 @@ check_plant() {
   done
   local links=('keeper kuasar_ttrpc' 'base kuasar_async' 'async kuasar_os' 'os kuasar_oci' 'oci kuasar_ttrpc'
     'ttrpc kuasar_oci' 'task kuasar_sandbox' 'sandbox kuasar_daemon' 'daemon gRPC::grpc++'
-    'ctl kuasar_daemon')
+    'ctl kuasar_daemon' 'otlp kuasar_task')
   for number in "${!links[@]}"; do
     layer=${links[number]%% *}
     file=common/$layer/CMakeLists.txt

@@ -15,8 +15,9 @@ BEGIN {
   may["ctl"] = " kuasar_base kuasar_async kuasar_os kuasar_ttrpc kuasar_proto Boost::json " \
                "toml11::toml11 "
   may["bench"] = may["ctl"] "kuasar_ctl kuasar_proto_cri_grpc gRPC::grpc++_unsecure "
-  may["daemon"] = may["task"] "kuasar_task kuasar_sandbox toml11::toml11 PkgConfig::SYSTEMD " \
-                  "PkgConfig::LIBSYSTEMD PkgConfig::KUASAR_SYSTEMD "
+  may["otlp"] = " kuasar_base kuasar_async kuasar_proto kuasar_proto_otlp_grpc gRPC::grpc++_unsecure "
+  may["daemon"] = may["task"] "kuasar_task kuasar_sandbox kuasar_otlp toml11::toml11 PkgConfig::SYSTEMD " \
+                  "PkgConfig::LIBSYSTEMD PkgConfig::KUASAR_SYSTEMD PkgConfig::KUASAR_PROMETHEUS "
 }
 
 FNR == 1 {

@@ -7,13 +7,13 @@ readonly KUASAR_BUILD_PACKAGES=(
   wasi-libc libclang-rt-14-dev-wasm32
   libboost1.81-dev libboost-json1.81-dev
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
-  libfmt-dev libtoml11-dev libexpected-dev libsystemd-dev
+  libfmt-dev libtoml11-dev libexpected-dev libsystemd-dev prometheus-cpp-dev
   patchelf iptables iproute2 procps mount util-linux
   mmdebstrap systemd-container python3-pip
 )
 
 # Used by tests that say SKIPPED without them.
-readonly KUASAR_OPTIONAL_PACKAGES=(criu)
+readonly KUASAR_OPTIONAL_PACKAGES=(criu python3-prometheus-client)
 
 # packages_missing NAME...: those that are not installed, one per line.
 packages_missing() {
@@ -55,16 +55,18 @@ packages_install_missing() {
   print_step packages "installed ${#missing[@]}: ${missing[*]}" "$start"
 }
 
+# Each for itself: one that the archive does not have keeps no other away.
 packages_install_optional() {
-  local start
-  dpkg-query -W "${KUASAR_OPTIONAL_PACKAGES[@]}" >/dev/null 2>&1 && return 0
+  local name start
   [[ $(id -u) == 0 ]] || return 0
-  start=$(now_ms)
-  if run_logged "$KUASAR_CACHE/log/apt-optional.log" \
-    apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
-    install --no-install-recommends "${KUASAR_OPTIONAL_PACKAGES[@]}"; then
-    print_step packages "optional: ${KUASAR_OPTIONAL_PACKAGES[*]}" "$start"
-  else
-    print_step packages "optional ones are not to be had: ${KUASAR_OPTIONAL_PACKAGES[*]}" "$start"
-  fi
+  for name in $(packages_missing "${KUASAR_OPTIONAL_PACKAGES[@]}"); do
+    start=$(now_ms)
+    if run_logged "$KUASAR_CACHE/log/apt-optional-$name.log" \
+      apt-get -q -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+      install --no-install-recommends "$name"; then
+      print_step packages "optional: $name" "$start"
+    else
+      print_step packages "optional and not to be had: $name" "$start"
+    fi
+  done
 }

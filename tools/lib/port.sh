@@ -17,6 +17,7 @@ readonly PORT_PACKAGES=(
   g++ cmake ninja-build ccache pkg-config
   libboost-dev libboost-json-dev libgrpc++-dev protobuf-compiler protobuf-compiler-grpc
   libprotobuf-dev libfmt-dev libtoml11-dev libexpected-dev libsystemd-dev libcatch2-dev
+  prometheus-cpp-dev
 )
 
 port_usage() {

@@ -16,6 +16,7 @@ readonly SYSTEMD_TAR=$KUASAR_CACHE/systemd-root.tar
 readonly SYSTEMD_PACKAGES=(
   systemd systemd-sysv dbus iptables iproute2 procps mount
   libgrpc++1.51 libprotobuf32 libfmt9 libboost-json1.81.0 libsystemd0 libseccomp2
+  libprometheus-cpp-core1.0
 )
 # The exit code that says "cannot run here"; the reason has been printed.
 readonly SYSTEMD_SKIPPED=77
