@@ -24,7 +24,8 @@ struct CallNotes {
 
 /// A call of containerd's that has been answered, or whose answer nobody wants any more.
 struct CallEnd {
-  /// "Controller" or "Task"; like the method's a name of ours, never the caller's.
+  /// "Controller" or "Task"; like the method's a name of ours, never the caller's; lives as long
+  /// as the servers.
   std::string_view service;
   std::string_view method;
   Code code = Code::kOk;

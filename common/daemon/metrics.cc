@@ -71,17 +71,16 @@ struct Metrics::Registry {
           .Name("kuasar_rpc_duration_seconds")
           .Help("From a call's arrival to its end; not of Wait.")
           .Register(all);
-  std::map<std::pair<std::string, std::string>, Method, std::less<>> methods;
+  // The names live as long as the servers (CallEnd).
+  std::map<std::pair<std::string_view, std::string_view>, Method> methods;
 
   Method& method(std::string_view service, std::string_view name) {
-    const auto found = methods.find(std::pair(service, name));
-    if (found != methods.end()) return found->second;
-    Method& made = methods[{std::string(service), std::string(name)}];
-    if (name != kWait) {
-      made.seconds = &seconds.Add(
+    const auto [at, is_new] = methods.try_emplace({service, name});
+    if (is_new && name != kWait) {
+      at->second.seconds = &seconds.Add(
           {{"service", std::string(service)}, {"method", std::string(name)}}, kSeconds);
     }
-    return made;
+    return at->second;
   }
 
   void gauge(const std::string& name, const std::string& help, double value,

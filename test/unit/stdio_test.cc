@@ -102,6 +102,10 @@ struct StdioFixture {
     });
     return text;
   }
+  bool is_gone(const std::string& name) {
+    const Result<UniqueFd> held = holder.get(name);
+    return !held && held.error().code == Code::kNotFound;
+  }
   bool at_end(int fd) {
     bool ended = false;
     read_now(fd, ended);
@@ -132,8 +136,8 @@ TEST_CASE_METHOD(StdioFixture, "T12 stdio: PASS gives the FIFO itself, ends with
   CHECK_FALSE(ended);
   stdio->process_ended();
   CHECK(at_end(containerd.get()));
-  CHECK(holder.get("io/c1/-/stdout.r").error().code == Code::kNotFound);
-  CHECK(holder.get("io/c1/-/stdout.w").error().code == Code::kNotFound);
+  CHECK(is_gone("io/c1/-/stdout.r"));
+  CHECK(is_gone("io/c1/-/stdout.w"));
   stdio->close();
   CHECK(holder.size() == 0);
 }
@@ -182,7 +186,7 @@ TEST_CASE_METHOD(StdioFixture, "stdio: PUMP moves everything, then ends the FIFO
   stdio->process_ended();
   io.settle();
   CHECK(read_all(containerd.get()) == std::string(60000, 'a') + std::string(60000, 'b'));
-  CHECK(holder.get("io/c1/e1/stdout.pipe").error().code == Code::kNotFound);
+  CHECK(is_gone("io/c1/e1/stdout.pipe"));
   stdio->close();
   CHECK(holder.size() == 0);
 }
@@ -230,7 +234,7 @@ TEST_CASE_METHOD(StdioFixture,
   stdio->reader_came();
   until([&] { return at_end(err.get()); });
   CHECK(std::chrono::steady_clock::now() - began < 1s);
-  until([&] { return holder.get("io/c1/-/stdout.w").error().code == Code::kNotFound; });
+  until([&] { return is_gone("io/c1/-/stdout.w"); });
   const auto took = std::chrono::steady_clock::now() - began;
   CHECK(took >= 2s);
   CHECK(took < 4s);
@@ -271,7 +275,7 @@ TEST_CASE_METHOD(StdioFixture, "stdio: a reader that never comes is waited for 2
   REQUIRE(stdio->begin());
   const auto began = std::chrono::steady_clock::now();
   stdio->process_ended();
-  until([&] { return holder.get("io/c1/-/stdout.w").error().code == Code::kNotFound; });
+  until([&] { return is_gone("io/c1/-/stdout.w"); });
   const auto took = std::chrono::steady_clock::now() - began;
   CHECK(took >= 2s);
   CHECK(took < 4s);
