@@ -1,6 +1,7 @@
 #include "base/timeline.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace kuasar {
 namespace {
@@ -19,29 +20,36 @@ Timeline::Timeline(Clock::time_point origin)
           std::chrono::system_clock::now() -
           std::chrono::duration_cast<std::chrono::system_clock::duration>(Clock::now() - origin)) {}
 
+Timeline::Moment Timeline::moment(Clock::time_point at) const {
+  const auto since = std::chrono::duration_cast<std::chrono::microseconds>(at - origin_).count();
+  constexpr std::chrono::microseconds::rep kLast = std::numeric_limits<Moment>::max();
+  return static_cast<Moment>(std::clamp<std::chrono::microseconds::rep>(since, 0, kLast));
+}
+
 std::size_t Timeline::begin(const char* name, SpanKind kind, Clock::time_point at) {
   const std::size_t index = used_.fetch_add(1, std::memory_order_relaxed);
   if (index >= kCapacity) return index;
-  Slot& slot = slots_[index];
-  slot.kind = kind;
-  slot.begin.store((at - origin_).count(), std::memory_order_relaxed);
-  slot.name.store(name, std::memory_order_release);
+  kinds_[index] = kind;
+  slots_[index].begin.store(moment(at), std::memory_order_relaxed);
+  slots_[index].name.store(name, std::memory_order_release);
   return index;
 }
 
 void Timeline::end(std::size_t index, Clock::time_point at) {
   if (index >= kCapacity) return;
-  slots_[index].end.store((at - origin_).count(), std::memory_order_relaxed);
+  slots_[index].end.store(moment(at), std::memory_order_relaxed);
 }
 
 std::vector<Timeline::Entry> Timeline::entries() const {
   std::vector<Entry> all;
-  for (const Slot& slot : slots_) {
+  for (std::size_t index = 0; index < kCapacity; ++index) {
+    const Slot& slot = slots_[index];
     const char* name = slot.name.load(std::memory_order_acquire);
     if (name == nullptr) continue;
-    all.push_back({name, slot.kind,
-                   std::chrono::nanoseconds(slot.begin.load(std::memory_order_relaxed)),
-                   std::chrono::nanoseconds(slot.end.load(std::memory_order_relaxed))});
+    const std::chrono::microseconds begin(slot.begin.load(std::memory_order_relaxed));
+    const Moment end = slot.end.load(std::memory_order_relaxed);
+    all.push_back(
+        {name, kinds_[index], begin, end == kOpen ? kUnderWay : std::chrono::microseconds(end)});
   }
   std::stable_sort(all.begin(), all.end(),
                    [](const Entry& a, const Entry& b) { return a.begin < b.begin; });

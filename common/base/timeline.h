@@ -14,9 +14,9 @@ namespace kuasar {
 /// A step is work of ours, a wait is for somebody else: a lock, a thread, a program.
 enum class SpanKind : std::uint8_t { kStep, kWait };
 
-/// What the start of one pod or container took, step by step: a record of fixed size (0.8 KiB),
-/// made with the pod or container and gone with it. Recording costs two reads of the clock per span
-/// and neither allocates nor locks. Any thread may record and read.
+/// What the start of one pod or container took, step by step: a record of fixed size (0.6 KiB),
+/// made with the pod or container and gone with it, in microseconds. Recording costs two reads of
+/// the clock per span and neither allocates nor locks. Any thread may record and read.
 class Timeline {
  public:
   using Clock = std::chrono::steady_clock;
@@ -50,18 +50,23 @@ class Timeline {
   std::size_t dropped() const;
 
  private:
+  /// Microseconds since origin(); later than 35 minutes is said to be then.
+  using Moment = std::int32_t;
+  static constexpr Moment kOpen = -1;
+  Moment moment(Clock::time_point at) const;
+
   struct Slot {
     /// Written last of the three that begin() writes.
     std::atomic<const char*> name{nullptr};
-    std::atomic<std::int64_t> begin{0};
-    std::atomic<std::int64_t> end{kUnderWay.count()};
-    SpanKind kind = SpanKind::kStep;
+    std::atomic<Moment> begin{0};
+    std::atomic<Moment> end{kOpen};
   };
 
   Clock::time_point origin_;
   std::chrono::system_clock::time_point begun_at_;
   std::atomic<std::size_t> used_{0};
   std::array<Slot, kCapacity> slots_;
+  std::array<SpanKind, kCapacity> kinds_{};
 };
 
 using TimelinePtr = std::shared_ptr<Timeline>;

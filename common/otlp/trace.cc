@@ -90,7 +90,9 @@ void add_steps(const CallEnd& call, Moment now, const Random& random, std::vecto
   std::vector<std::string> parents{spans.front().span_id()};
   for (const Timeline::Entry& entry : timeline.entries()) {
     const auto begun = timeline.origin() + entry.begin;
-    if (entry.depth == 0 || begun < call.begun || begun > call.ended) continue;
+    // Its moments are cut to microseconds.
+    const bool before = begun + std::chrono::microseconds(1) <= call.begun;
+    if (entry.depth == 0 || before || begun > call.ended) continue;
     const auto ended =
         entry.end == Timeline::kUnderWay ? call.ended : timeline.origin() + entry.end;
     Span& span = spans.emplace_back();

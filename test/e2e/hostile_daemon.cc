@@ -204,7 +204,7 @@ bool is_furniture(const std::string& line, const fs::path& dir) {
     return line == "file " + path + kind;
   };
   return is(dir, " (directory)") || is(dir / "boot_id", "") || is(dir / "lock", "") ||
-         is(dir / "mounted", "") || is(dir / "journal", " (directory)") ||
+         is(dir / "starts", "") || is(dir / "mounted", "") || is(dir / "journal", " (directory)") ||
          is(dir / "oci", " (directory)") || is(dir / "pty", " (directory)") ||
          is(dir / "sandboxes", " (directory)") || is(dir / "ctl", " (directory)");
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -93,6 +94,7 @@ class Tally {
   }
 
   std::size_t failed() const {
+    const std::lock_guard lock(mutex_);
     std::size_t all = 0;
     for (const auto& [name, row] : rows_) all += row.failed;
     return all;
@@ -118,7 +120,7 @@ class Tally {
     std::size_t cut = 0;
   };
   const Kills& kills_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<std::string, Row> rows_;
   std::vector<std::string> failures_;
 };
@@ -277,6 +279,10 @@ TEST_CASE("soak: pods come and go while daemon and keeper die", "[.soak]") {
         wait_until([&] { return e.lab().keeper_pid() > 0 && e.lab().keeper_pid() != old; }, 10s);
       }
       kills.end();
+      const auto minutes = std::chrono::duration_cast<std::chrono::minutes>(at - begun).count();
+      fmt::print("soak minute {}: {} pods, {} operations failed\n", minutes, churn.pods(),
+                 tally.failed());
+      std::fflush(stdout);
     }
     std::this_thread::sleep_until(end);
     churn.join();

@@ -24,15 +24,16 @@ std::vector<std::string> in_words(const Timeline& timeline) {
   for (const Timeline::Entry& entry : timeline.entries()) {
     words.push_back(std::string(static_cast<std::size_t>(entry.depth), ' ') +
                     (entry.kind == SpanKind::kWait ? "wait " : "") + entry.name + " " +
-                    std::to_string(entry.begin.count()) + ".." + std::to_string(entry.end.count()));
+                    std::to_string(entry.begin / 1us) + ".." +
+                    (entry.end == Timeline::kUnderWay ? "-1" : std::to_string(entry.end / 1us)));
   }
   return words;
 }
 
 void record(Timeline& timeline, const char* name, long from, long to,
             SpanKind kind = SpanKind::kStep) {
-  const std::size_t index = timeline.begin(name, kind, kOrigin + std::chrono::nanoseconds(from));
-  if (to >= 0) timeline.end(index, kOrigin + std::chrono::nanoseconds(to));
+  const std::size_t index = timeline.begin(name, kind, kOrigin + std::chrono::microseconds(from));
+  if (to >= 0) timeline.end(index, kOrigin + std::chrono::microseconds(to));
 }
 
 ctl::v1::Timeline::Span span(const std::string& name, std::int64_t from, std::int64_t to,

@@ -39,8 +39,7 @@ soak_main() {
   mkdir -p "${log%/*}"
   KUASAR_SOAK_MINUTES=$minutes lab_run "$KUASAR_BUILD/release/bin" \
     "$KUASAR_BUILD/release/test/kuasar_e2e" '[.soak]' 2>&1 |
-    tee "$log" | grep --line-buffered '^soak ' || true
-  status=${PIPESTATUS[0]}
+    tee "$log" | grep --line-buffered '^soak ' || status=$?
   lab_end "$status"
   ((status == 0)) || tail -n 60 "$log"
   print_step soak "$minutes minutes: $( ((status == 0)) && printf passed || printf FAILED)" "$start"
