@@ -1,4 +1,5 @@
 #include "base/helper.h"
+#include "base/log.h"
 #include "daemon/sandboxer.h"
 #include "sandbox/namespace_sandbox.h"
 #include "wasm_config.h"
@@ -14,8 +15,19 @@ Result<daemon::Engine> make_engine(daemon::Parts& parts, const wasm::WasmConfig&
   daemon::Engine engine;
   engine.factory = std::make_unique<sandbox::NamespaceSandboxFactory>(
       sandbox::PodTools{parts.pool, parts.spawner, parts.paths, pid_init, config.default_sysctls});
-  engine.driver = std::make_unique<wasm::WasmDriver>(parts.spawner, parts.pool, parts.holder,
-                                                     config.engines(), worker);
+  wasm::AotCache::Limits limits;
+  limits.total = static_cast<std::uint64_t>(config.aot_cache_mib) << 20;
+  auto driver = std::make_unique<wasm::WasmDriver>(parts.spawner, parts.pool, parts.holder,
+                                                   config.engines(), worker, limits);
+  if (config.aot_cache != wasm::WasmConfig::kNoPath) {
+    // Containers run without it.
+    if (Result<> opened = driver->open_cache(config.aot_cache); opened) {
+      engine.background = [raw = driver.get()] { return raw->run_cache(); };
+    } else {
+      log::warning({}, "no native code is kept: {}", opened.error().message);
+    }
+  }
+  engine.driver = std::move(driver);
   return engine;
 }
 

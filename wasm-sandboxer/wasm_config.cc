@@ -15,6 +15,7 @@ std::vector<EngineConfig> WasmConfig::engines() const {
   std::vector<EngineConfig> engines = {
       {"wasmedge", wasmedge_library, path(wasmedge_loader), path(wasmedge_library_path)},
       {"wasmtime", wasmtime_library, "", ""}};
+  for (EngineConfig& config : engines) config.aot = aot_cache != kNoPath;
   std::stable_partition(engines.begin(), engines.end(),
                         [&](const EngineConfig& config) { return config.name == engine; });
   return engines;
@@ -37,6 +38,8 @@ daemon::ConfigTable wasm_config_table(WasmConfig& config) {
   table.add_path_or("wasmedge_loader", WasmConfig::kNoPath, &config.wasmedge_loader);
   table.add_path_or("wasmedge_library_path", WasmConfig::kNoPath, &config.wasmedge_library_path);
   table.add_string("wasmtime_library", &config.wasmtime_library);
+  table.add_path_or("aot_cache", WasmConfig::kNoPath, &config.aot_cache);
+  table.add_integer("aot_cache_mib", &config.aot_cache_mib, 1, 1 << 20);
   return table;
 }
 

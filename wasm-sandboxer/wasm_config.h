@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct WasmConfig {
   std::string wasmtime_library = "libwasmtime.so";
   /// The engine of handlers that name none.
   std::string engine = "wasmedge";
+
+  /// Of native code; kNoPath: none is kept.
+  std::string aot_cache = "/var/cache/kuasar-wasm";
+  std::int64_t aot_cache_mib = 1024;
 
   static constexpr const char* kNoPath = "none";
 

@@ -62,8 +62,12 @@ Result<> add_streams(Launch& launch, const task::Stdio& stdio) {
 }  // namespace
 
 WasmDriver::WasmDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& holder,
-                       std::vector<EngineConfig> engines, const std::string& worker)
-    : HostDriver(spawner, pool), holder_(holder), default_engine_(engines.front().name) {
+                       std::vector<EngineConfig> engines, const std::string& worker,
+                       AotCache::Limits limits)
+    : HostDriver(spawner, pool),
+      holder_(holder),
+      cache_(spawner, pool, limits),
+      default_engine_(engines.front().name) {
   for (EngineConfig& engine : engines) {
     const std::string name = engine.name;
     zygotes_[name] = std::make_unique<Zygote>(spawner, std::move(engine), worker);
@@ -106,6 +110,10 @@ Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::s
                                   Launch launch, const task::Stdio& stdio,
                                   std::optional<int> oom_score_adj) {
   CO_CHECK(add_streams(launch, stdio));
+  if (cache_.is_open()) {
+    CO_TRY(UniqueFd dir, cache_.directory());
+    launch.plan.cache = launch.add(std::move(dir));
+  }
   CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
   const auto zygote = zygotes_.find(engine);
   if (zygote == zygotes_.end()) {
@@ -134,7 +142,8 @@ Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::s
     // One that has ended says why.
     (void)!::send(control.get(), "C", 1, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
-  Result<> ready = co_await await_ready(control.get(), kLoadTimeout, "the module's process");
+  Result<std::string> ready =
+      co_await await_ready(control.get(), kLoadTimeout, "the module's process");
   if (!ready && ready.error().code == Code::kUnavailable) {
     // Its socket has ended, which it may close by itself.
     (void)os::pidfd_signal(member->process->pidfd.get(), SIGKILL);
@@ -151,7 +160,9 @@ Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::s
                    end.code > 128 ? fmt::format("signal {}", end.code - 128)
                                   : fmt::format("exit code {}", end.code));
   }
-  co_return ready;
+  if (!ready) co_return fail(std::move(ready).error());
+  if (!ready->empty()) want_code(*zygote->second, *member->process, *ready);
+  co_return Result<>();
 }
 
 Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& stdio) {
@@ -208,6 +219,15 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
     CO_TRY(entry->cgroups, os::cgroups_at(path));
   }
   co_return Result<>();
+}
+
+void WasmDriver::want_code(Zygote& zygote, const os::Process& process, const std::string& digest) {
+  Result<UniqueFd> module = os::pidfd_getfd(process.pidfd.get(), kModuleFd);
+  if (module) {
+    cache_.want(zygote, digest, std::move(*module));
+  } else {
+    log::warning({}, "a module is not compiled: {}", module.error().message);
+  }
 }
 
 // The daemon that made a process may have died before it heard that the module is refused.

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "aot_cache.h"
 #include "launch.h"
 #include "os/fd_holder.h"
 #include "task/host_driver.h"
@@ -21,7 +22,13 @@ class WasmDriver : public task::HostDriver {
  public:
   /// The first engine is the one of containers that name none. `worker`: kuasar-wasm-worker.
   WasmDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& holder,
-             std::vector<EngineConfig> engines, const std::string& worker);
+             std::vector<EngineConfig> engines, const std::string& worker,
+             AotCache::Limits limits = {});
+  /// From then on native code is kept there, of engines that were configured so; before the first
+  /// container.
+  Result<> open_cache(const std::string& path) { return cache_.open(path); }
+  /// What the cache has to do, until it is cancelled.
+  Task<> run_cache() { return cache_.run(); }
 
   /// The name of an engine. kInvalidArgument for one that is not known.
   Result<std::string> runtime_for(const std::string& binary) override;
@@ -58,7 +65,11 @@ class WasmDriver : public task::HostDriver {
   Result<> let_go(const task::ProcessRef& ref);
   Task<> end_process(const task::ProcessRef& ref, MemberPtr member);
 
+  /// A module that is not in the cache: its process has it open until it is started.
+  void want_code(Zygote& zygote, const os::Process& process, const std::string& digest);
+
   os::FdHolder& holder_;
+  AotCache cache_;
   std::map<std::string, std::unique_ptr<Zygote>> zygotes_;
   std::string default_engine_;
 };

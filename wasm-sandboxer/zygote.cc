@@ -44,7 +44,8 @@ Result<UniqueFd> plan_file(const Plan& plan) {
   return fd;
 }
 
-Task<Result<>> await_ready(int socket, std::chrono::nanoseconds timeout, std::string who) {
+Task<Result<std::string>> await_ready(int socket, std::chrono::nanoseconds timeout,
+                                      std::string who) {
   const bool said = co_await os::readable_within(socket, timeout);
   if (!said) {
     co_return fail(Code::kDeadlineExceeded, "{} says nothing for {} s", who,
@@ -53,9 +54,9 @@ Task<Result<>> await_ready(int socket, std::chrono::nanoseconds timeout, std::st
   char words[kMaxWords];
   const ssize_t size = ::recv(socket, words, sizeof words, MSG_DONTWAIT);
   if (size <= 0) co_return fail(Code::kUnavailable, "{} ended before it was ready", who);
-  if (words[0] == 'R') co_return Result<>();
-  co_return fail(Code::kFailedPrecondition, "{}",
-                 std::string_view(words + 1, static_cast<std::size_t>(size) - 1));
+  std::string rest(words + 1, static_cast<std::size_t>(size) - 1);
+  if (words[0] == 'R') co_return rest;
+  co_return fail(Code::kFailedPrecondition, "{}", rest);
 }
 
 Zygote::Zygote(os::Spawner& spawner, EngineConfig config, std::string worker)
@@ -72,6 +73,7 @@ bool Zygote::alive() const {
 os::ProcessSpec Zygote::spec(int socket) const {
   os::ProcessSpec spec;
   spec.argv = {worker_, config_.name, config_.library};
+  if (config_.aot) spec.argv.push_back("aot");
   if (!config_.loader.empty()) {
     spec.argv.insert(spec.argv.begin(), {config_.loader, "--library-path", config_.library_path});
   }
@@ -114,7 +116,8 @@ Task<Result<>> Zygote::start() {
   socket_ = std::move(pair.ours);
   pair.theirs.reset();
   const std::string who = config_.loader.empty() ? worker_ : config_.loader + " " + worker_;
-  co_return co_await await_ready(socket_.get(), kLoadTimeout, who);
+  CO_TRY(stamp_, co_await await_ready(socket_.get(), kLoadTimeout, who));
+  co_return Result<>();
 }
 
 Result<> Zygote::send(const Request& request, const std::vector<UniqueFd>& fds) const {

@@ -25,6 +25,8 @@ struct EngineConfig {
   /// library than this machine's; empty: the machine's.
   std::string loader;
   std::string library_path;
+  /// Its containers use native code from a cache.
+  bool aot = false;
 };
 
 /// The zygote of one engine: a process that has the engine in memory and becomes containers
@@ -46,6 +48,8 @@ class Zygote {
   /// once the other end of its control socket is closed.
   Task<Result<pid_t>> make_child(Request request, const std::vector<UniqueFd>& fds);
   const EngineConfig& config() const { return config_; }
+  /// Of its native code (worker/artifact.h); empty: there is none, or it has not begun yet.
+  const std::string& stamp() const { return stamp_; }
 
  private:
   /// Ends it and waits for its end, at most five seconds. Blocking.
@@ -67,11 +71,13 @@ class Zygote {
   std::optional<os::Process> process_;
   UniqueFd socket_;
   std::uint32_t sequence_ = 0;
+  std::string stamp_;
 };
 
-/// Sends and receives one datagram; what the other end says of itself, "R" or "E" and words, as a
-/// Result. `who` is for messages.
-Task<Result<>> await_ready(int socket, std::chrono::nanoseconds timeout, std::string who);
+/// Receives one datagram; what the other end says of itself, "R" or "E" and words, as a Result.
+/// `who` is for messages.
+Task<Result<std::string>> await_ready(int socket, std::chrono::nanoseconds timeout,
+                                      std::string who);
 /// A connected pair of SOCK_SEQPACKET sockets.
 struct SocketPair {
   UniqueFd ours;

@@ -84,6 +84,7 @@ class Service {
                     .version = std::string(version()),
                     .starts = count_start(store.paths().starts())}),
         config_(config),
+        background_(engine.background),
         ctl_(io, {pool, store, manager_, tasks_,
                   describe_daemon(defaults.name, config, *keeping.client, publisher_)}),
         group_(io),
@@ -123,6 +124,7 @@ class Service {
     keepers_.spawn(spawner_.reap_strays());
     keepers_.spawn(spawner_.forget_unclaimed());
     keepers_.spawn(trim_heap());
+    if (background_) keepers_.spawn(background_());
     group_.spawn(tasks_.sweep());
     collectors_.spawn(orphans_.run());
     group_.spawn(controller_.serve(keeping_.sockets.controller.take_fd()));
@@ -167,6 +169,7 @@ class Service {
   sandbox::ControllerServer controller_;
   Telemetry telemetry_;
   const DaemonConfig& config_;
+  std::function<Task<>()> background_;
   CtlService ctl_;
   TaskGroup group_;
   /// They remove pods: ended before what that needs.

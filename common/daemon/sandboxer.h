@@ -31,6 +31,9 @@ struct Engine {
   std::shared_ptr<void> tools;
   std::unique_ptr<sandbox::SandboxFactory> factory;
   std::unique_ptr<task::ContainerDriver> driver;
+  /// Work beside all calls, or nothing; runs from the recovery on until it is cancelled at the
+  /// stop.
+  std::function<Task<>()> background;
 };
 using MakeEngine = std::function<Result<Engine>(Parts& parts)>;
 

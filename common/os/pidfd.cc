@@ -25,6 +25,12 @@ Result<> pidfd_signal(int pidfd, int signal) {
   return {};
 }
 
+Result<UniqueFd> pidfd_getfd(int pidfd, int fd) {
+  UniqueFd copy(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, fd, 0)));
+  if (!copy) return fail_errno("pidfd_getfd", std::to_string(fd));
+  return copy;
+}
+
 bool pidfd_exited(int pidfd) {
   pollfd entry{pidfd, POLLIN, 0};
   return ::poll(&entry, 1, 0) == 1;

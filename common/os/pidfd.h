@@ -13,6 +13,11 @@ Result<UniqueFd> pidfd_open(pid_t pid);
 /// pidfd_send_signal(2). kNotFound when the process has ended.
 Result<> pidfd_signal(int pidfd, int signal);
 
+/// pidfd_getfd(2): a duplicate of descriptor `fd` of that process. Needs CAP_SYS_PTRACE over it,
+/// and a Yama that forbids attaching (ptrace_scope 3) forbids this, too. kNotFound when the process
+/// has ended.
+Result<UniqueFd> pidfd_getfd(int pidfd, int fd);
+
 /// True once the process has ended (a zombie counts as ended).
 bool pidfd_exited(int pidfd);
 

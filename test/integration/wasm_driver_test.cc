@@ -29,6 +29,7 @@
 #include "os/process_usage.h"
 #include "support/io_fixture.h"
 #include "support/wasm_engine.h"
+#include "support/wasm_worker.h"
 
 // WasmDriver with a real zygote and no containerd: recovery by a second driver, and the numbers.
 
@@ -40,19 +41,8 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 using State = state::v1::ContainerState;
 
-std::string worker_program() {
-  return fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bin" /
-         "kuasar-wasm-worker";
-}
-
 std::vector<wasm::EngineConfig> engines() {
-  if (::geteuid() != 0) SKIP("namespaces need root");
-  std::string reason;
-  const auto engine = find_wasmedge(reason);
-  if (!engine) SKIP(reason);
-  if (wasm_modules().empty()) SKIP("KUASAR_LAB_MODULES names no directory of test modules");
-  REQUIRE(os::DirectSpawner::become_subreaper());
-  return {*engine};
+  return {lab_engine()};
 }
 
 struct Unmount {

@@ -1,3 +1,5 @@
+#include "support/wasm_worker.h"
+
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -39,138 +41,9 @@ namespace {
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
-std::string worker_program() {
-  return fs::read_symlink("/proc/self/exe").parent_path().parent_path() / "bin" /
-         "kuasar-wasm-worker";
-}
-
-std::string read_all(int fd) {
-  std::string text;
-  char buffer[4096];
-  pollfd entry{fd, POLLIN, 0};
-  while (::poll(&entry, 1, 10000) == 1) {
-    const ssize_t n = ::read(fd, buffer, sizeof buffer);
-    if (n <= 0) break;
-    text.append(buffer, static_cast<std::size_t>(n));
-  }
-  return text;
-}
-
-std::string status_of(pid_t pid, const std::string& field) {
-  std::istringstream lines(read_file(fmt::format("/proc/{}/status", pid)).value_or(""));
-  for (std::string line; std::getline(lines, line);) {
-    if (!line.starts_with(field + ":")) continue;
-    const std::size_t at = line.find_first_not_of(" 	", field.size() + 1);
-    return at == std::string::npos ? "" : line.substr(at);
-  }
-  return "";
-}
-
-wasm::EngineConfig lab_engine() {
-  if (::geteuid() != 0) SKIP("namespaces need root");
-  std::string reason;
-  std::optional<wasm::EngineConfig> engine = find_wasmedge(reason);
-  if (!engine) SKIP(reason);
-  if (wasm_modules().empty()) SKIP("KUASAR_LAB_MODULES names no directory of test modules");
-  REQUIRE(os::DirectSpawner::become_subreaper());
-  return *engine;
-}
-
-struct Running {
-  os::Process process;
-  UniqueFd control;
-  UniqueFd out;
-  UniqueFd err;
-};
-
-struct Ended {
-  /// Why it never ran.
-  std::string refusal;
-  int code = -1;
-  std::string out;
-  std::string err;
-};
-
-struct Fixture {
-  IoFixture io;
-  os::DirectSpawner spawner;
-  wasm::Zygote zygote{spawner, lab_engine(), worker_program()};
-  int count = 0;
-
-  static wasm::Plan plan(std::vector<std::string> args) {
-    wasm::Plan plan;
-    std::tie(plan.module, plan.function) = wasm::split_module(args.front());
-    args.front() = plan.module;
-    plan.args = std::move(args);
-    plan.preopens = {{"/", "/", false}};
-    plan.cwd = "/";
-    plan.uid = 1000;
-    plan.gid = 1000;
-    return plan;
-  }
-
-  // Up to where it waits to be started.
-  Result<Running> make(wasm::Plan plan) {
-    TRY(Running running, begin(std::move(plan)));
-    Result<> ready = io.run(wasm::await_ready(running.control.get(), 20s, "the child"));
-    if (!ready) {
-      io.run(spawner.wait(running.process));
-      spawner.acknowledge(running.process);
-      return fail(ready.error());
-    }
-    return running;
-  }
-  // It is still loading its module, perhaps.
-  Result<Running> begin(wasm::Plan plan) {
-    os::MountPlan root;
-    root.flags = MS_BIND;
-    root.source = wasm_modules();
-    TRY(UniqueFd tree, os::make_detached_mount(root));
-    TRY(wasm::SocketPair control, wasm::make_socket_pair());
-    TRY(os::OutputPipe out, os::make_output_pipe());
-    TRY(os::OutputPipe err, os::make_output_pipe());
-    wasm::Request request;
-    request.new_pid = 1;
-    request.new_mounts = 1;
-    std::vector<UniqueFd> fds;
-    const auto add = [&](UniqueFd fd) {
-      fds.push_back(std::move(fd));
-      return static_cast<std::int32_t>(fds.size()) - 1;
-    };
-    add(UniqueFd());
-    add(std::move(control.theirs));
-    plan.root = add(std::move(tree));
-    plan.root_readonly = true;
-    plan.streams[1] = add(std::move(out.workload));
-    plan.streams[2] = add(std::move(err.workload));
-    TRY(fds[wasm::kPlanFd], wasm::plan_file(plan));
-    TRY(const pid_t pid, io.run(zygote.make_child(request, fds), 40s));
-    TRY(os::Process process, io.run(spawner.adopt(fmt::format("child{}", ++count), pid)));
-    fds.clear();
-    return Running{std::move(process), std::move(control.ours), std::move(out.reader),
-                   std::move(err.reader)};
-  }
-  static void go(const Running& running) { REQUIRE(::send(running.control.get(), "S", 1, 0) == 1); }
-  Ended finish(Running running) {
-    Ended ended;
-    ended.out = read_all(running.out.get());
-    ended.err = read_all(running.err.get());
-    ended.code = io.run(spawner.wait(running.process)).code;
-    spawner.acknowledge(running.process);
-    return ended;
-  }
-  Ended run_plan(wasm::Plan plan) {
-    Result<Running> running = make(std::move(plan));
-    if (!running) {
-      Ended ended;
-      ended.refusal = running.error().message;
-      return ended;
-    }
-    go(*running);
-    return finish(std::move(*running));
-  }
-  Ended run(std::vector<std::string> args) { return run_plan(plan(std::move(args))); }
-};
+using Fixture = WasmWorker;
+using Running = WasmWorker::Running;
+using Ended = WasmWorker::Ended;
 
 }  // namespace
 
@@ -363,7 +236,7 @@ TEST_CASE("The filter of a wasm child lets fcntl change nothing but the descript
   REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
   const UniqueFd in(ends[0]);
   const UniqueFd out(ends[1]);
-  std::vector<sock_filter> filter = wasm::build_filter();
+  std::vector<sock_filter> filter = wasm::build_filter({});
   const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
   const pid_t pid = ::fork();
   if (pid == 0) {

@@ -49,8 +49,8 @@ std::optional<wasm::EngineConfig> find_wasmtime(std::string& reason) {
 }
 
 std::string engine_toml(const wasm::EngineConfig& config) {
-  std::string text =
-      fmt::format("engine = \"{0}\"\n{0}_library = \"{1}\"\n", config.name, config.library);
+  std::string text = fmt::format("engine = \"{0}\"\n{0}_library = \"{1}\"\naot_cache = \"none\"\n",
+                                 config.name, config.library);
   if (!config.loader.empty()) {
     text += fmt::format("wasmedge_loader = \"{}\"\nwasmedge_library_path = \"{}\"\n", config.loader,
                         config.library_path);

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -15,13 +16,22 @@
 #include <algorithm>
 #include <cstring>
 
+#include "worker/artifact.h"
 #include "worker/confine.h"
+#include "worker/digest.h"
 
 namespace kuasar::wasm {
 namespace {
 
 // Larger modules are refused before they take up memory.
 constexpr off_t kMaxModule = 512L << 20;
+constexpr off_t kMaxCode = 1L << 30;
+// Until the module is loaded.
+constexpr int kCacheFd = 4;
+// Of one that compiles.
+constexpr int kSourceFd = 4;
+constexpr int kCodeFd = 5;
+constexpr int kLowestPriority = 19;
 constexpr char kMagic[] = {'\0', 'a', 's', 'm'};
 constexpr unsigned kCoreVersion = 1;
 
@@ -93,7 +103,38 @@ std::string no_module(const std::string& path, const std::string& why) {
          "; this runtime handler runs nothing else";
 }
 
-// As the container's user, inside its root.
+// The whole of a file from its beginning.
+std::string read_whole(int fd, off_t size, const std::string& name, int control) {
+  std::string bytes(static_cast<std::size_t>(size), '\0');
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n =
+        ::pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) refuse_errno(control, "read \"" + name + "\"");
+    done += static_cast<std::size_t>(n);
+  }
+  return bytes;
+}
+
+// Leaves the standard streams and these open, from 3 on in this order.
+void keep_only(const std::vector<int>& fds, int control) {
+  std::vector<int> copies;
+  // Out of the way of those that they shall become.
+  const int first_free = 3 + static_cast<int>(fds.size());
+  for (const int fd : fds) copies.push_back(::fcntl(fd, F_DUPFD_CLOEXEC, first_free));
+  int next = 3;
+  for (const int copy : copies) {
+    if (copy < 0 || ::dup3(copy, next++, O_CLOEXEC) < 0) {
+      refuse_errno(control, "set up descriptors");
+    }
+  }
+  if (::syscall(SYS_close_range, first_free, ~0U, 0) != 0) {
+    refuse_errno(next > 3 ? 3 : control, "close descriptors");
+  }
+}
+
+// As the container's user, inside its root. Its file stays open as kModuleFd.
 std::string read_module(const Plan& plan, int control) {
   // Of the root, as RESOLVE_IN_ROOT begins there also with an absolute one.
   const std::string& path = plan.module;
@@ -118,26 +159,72 @@ std::string read_module(const Plan& plan, int control) {
     refuse(control, "\"" + path + "\" is a WebAssembly component or of another version than 1: " +
                         "not supported");
   }
-  std::string bytes(static_cast<std::size_t>(st.st_size), '\0');
+  std::string bytes = read_whole(fd, st.st_size, path, control);
+  ::close(root);
+  if (fd != kModuleFd) {
+    if (::dup3(fd, kModuleFd, O_CLOEXEC) < 0) refuse_errno(control, "set up descriptors");
+    ::close(fd);
+  }
+  return bytes;
+}
+
+// Empty: there is none, or none that is whole.
+std::string find_code(const std::string& name) {
+  open_how how{};
+  how.flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+  const int fd = static_cast<int>(::syscall(SYS_openat2, kCacheFd, name.c_str(), &how, sizeof how));
+  struct stat st {};
+  std::string code;
+  if (fd >= 0 && ::fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= kMaxCode) {
+    std::string file(static_cast<std::size_t>(st.st_size), '\0');
+    if (::pread(fd, file.data(), file.size(), 0) == st.st_size) {
+      code = std::string(unseal(file).value_or(std::string_view()));
+    }
+  }
+  if (fd >= 0) ::close(fd);
+  return code;
+}
+
+// What the daemon is told once the module is loaded: its digest, if native code is wanted of it.
+std::string load_module(const Inheritance& zygote, const Plan& plan, int control) {
+  const std::string bytes = read_module(plan, control);
+  const bool cached = plan.cache != kNone && !zygote.stamp.empty();
+  const std::string digest = cached ? sha256_of(bytes) : "";
+  const std::string code = cached ? find_code(artifact_name(digest, zygote.stamp)) : "";
+  ::close(kCacheFd);
+  const std::string why = zygote.engine.load(plan, bytes, code);
+  if (!why.empty()) refuse(control, "module \"" + plan.module + "\" is refused: " + why);
+  if (code.empty()) return digest;
+  ::close(kModuleFd);
+  return "";
+}
+
+[[noreturn]] void compile(Engine& engine, int source, int target, int control) {
+  struct stat st {};
+  if (::fstat(source, &st) != 0) refuse_errno(control, "stat the module");
+  const std::string bytes = read_whole(source, st.st_size, "the module", control);
+  std::string code;
+  const std::string why = engine.compile(bytes, code);
+  if (!why.empty()) refuse(control, why);
   std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n =
-        ::pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
+  while (done < code.size()) {
+    const ssize_t n = ::write(target, code.data() + done, code.size() - done);
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) refuse_errno(control, "read \"" + path + "\"");
+    if (n <= 0) refuse_errno(control, "write the code");
     done += static_cast<std::size_t>(n);
   }
-  ::close(fd);
-  ::close(root);
-  return bytes;
+  (void)!::write(control, "R", 1);
+  ::_exit(0);
 }
 
 // A daemon that took over from one that died lets us go without having heard of us and closes its
 // end: our word cannot be delivered then, or lies there unread, which the next read tells once
 // (ECONNRESET), before what was sent to us. Only the end of the connection is one.
-void await_start(int control) {
+void await_start(int control, const std::string& wanted) {
   // write(2), as send(2) is forbidden by now.
-  (void)!::write(control, "R", 1);
+  const std::string ready = "R" + wanted;
+  (void)!::write(control, ready.data(), ready.size());
   char byte = 0;
   ssize_t n;
   bool reset = false;
@@ -149,6 +236,7 @@ void await_start(int control) {
   // Nobody will start it any more.
   if (n != 1) ::_exit(255);
   ::close(control);
+  ::close(kModuleFd);
 }
 
 }  // namespace
@@ -175,40 +263,45 @@ void refuse_errno(int control, const std::string& what) {
   refuse(control, what + ": " + std::strerror(errno));
 }
 
-void run_child(Engine& engine, const std::vector<int>& fds, int null_fd, CommandLine command_line) {
+void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
+  Engine& engine = zygote.engine;
   int control = fds[kControlFd];
   Plan plan;
   if (!decode(read_plan(fds[kPlanFd], control), plan)) refuse(control, "the plan is malformed");
   obey_signals();
-  show_command(plan, command_line);
+  show_command(plan, zygote.command_line);
   ::setsid();
+  const bool compiles = plan.source != kNone;
+  if (compiles) ::setpriority(PRIO_PROCESS, 0, kLowestPriority);
   const Confinement confinement{plan, fds, control};
   confinement.enter_cgroups();
   confinement.join_namespaces();
   ::umask(0);
   confinement.build_root();
   ::umask(plan.umask);
-  set_streams(plan, fds, null_fd, control);
+  set_streams(plan, fds, zygote.null_fd, control);
   confinement.set_limits();
   confinement.drop_privileges();
-  // Only the streams and the control socket stay.
-  const int kept = ::fcntl(control, F_DUPFD_CLOEXEC, 3);
-  if (kept < 0 || ::dup2(kept, 3) < 0) refuse_errno(control, "set up descriptors");
+  // Only the streams, the control socket and the cache stay, or a compiler's two files.
+  std::vector<int> kept = {control};
+  if (compiles) {
+    kept = {control, fds[plan.source], fds[plan.code]};
+  } else if (plan.cache != kNone) {
+    kept.push_back(fds[plan.cache]);
+  }
+  keep_only(kept, control);
   control = 3;
-  if (::syscall(SYS_close_range, 4U, ~0U, 0) != 0) refuse_errno(control, "close descriptors");
   if (!plan.cwd.empty() && ::chdir(plan.cwd.c_str()) != 0) {
     refuse_errno(control, "enter the working directory " + plan.cwd);
   }
   const Confinement rest{plan, fds, control};
-  rest.forbid_calls(engine.compiles());
-  {
-    const std::string bytes = read_module(plan, control);
-    const std::string why = engine.load(plan, bytes);
-    if (!why.empty()) refuse(control, "module \"" + plan.module + "\" is refused: " + why);
-  }
-  // What only parsing needed.
+  rest.forbid_calls({engine.compiles() || compiles, !compiles && plan.cache != kNone});
+  if (compiles) compile(engine, kSourceFd, kCodeFd, control);
+  const std::string wanted = load_module(zygote, plan, control);
+  // The guest never sees what only loading needed, neither memory nor calls.
+  if (plan.cache != kNone) rest.forbid_calls({engine.compiles(), false});
   ::malloc_trim(0);
-  await_start(control);
+  await_start(control, wanted);
   const GuestEnd end = engine.run(plan);
   if (!end.trap.empty()) say("wasm trap: " + end.trap + "\n");
   ::_exit(end.code);

@@ -18,11 +18,20 @@ struct CommandLine {
 /// Makes it show these words, as far as there is room.
 void show_words(CommandLine line, const std::vector<std::string>& words);
 
+/// What a child has of its zygote.
+struct Inheritance {
+  Engine& engine;
+  /// See artifact.h; empty: no native code is looked for.
+  std::string stamp;
+  /// /dev/null.
+  int null_fd = -1;
+  CommandLine command_line;
+};
+
 /// The process of one container: confines itself by the plan, loads the module as nobody in
-/// particular, waits to be started, runs it and ends. `fds` are the request's descriptors;
-/// `null_fd` is /dev/null.
-[[noreturn]] void run_child(Engine& engine, const std::vector<int>& fds, int null_fd,
-                            CommandLine command_line);
+/// particular, waits to be started, runs it and ends. Or compiles a module in the same
+/// confinement. `fds` are the request's descriptors.
+[[noreturn]] void run_child(const Inheritance& zygote, const std::vector<int>& fds);
 
 /// Ends the process with the words on its control socket.
 [[noreturn]] void refuse(int control, const std::string& why);

@@ -18,7 +18,6 @@
 #include <cstring>
 
 #include "worker/child.h"
-#include "worker/seccomp.h"
 
 namespace kuasar::wasm {
 namespace {
@@ -179,8 +178,8 @@ void Confinement::drop_privileges() const {
   check(::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "become undumpable");
 }
 
-void Confinement::forbid_calls(bool compiles) const {
-  std::vector<sock_filter> filter = build_filter(compiles);
+void Confinement::forbid_calls(FilterOptions options) const {
+  std::vector<sock_filter> filter = build_filter(options);
   const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
   if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) != 0) {
     refuse_errno(control, "install the filter of system calls");

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "worker/plan.h"
+#include "worker/seccomp.h"
 
 // What a child does to itself before it looks at a byte of an image. Each step ends the process
 // when it fails (child.h, refuse()).
@@ -29,8 +30,8 @@ struct Confinement {
   void set_limits() const;
   /// The container's user, without any capability and any way to one.
   void drop_privileges() const;
-  /// Forbids all system calls but those of an engine with WASI.
-  void forbid_calls(bool compiles) const;
+  /// Forbids all system calls but those of an engine with WASI. Of two calls both apply.
+  void forbid_calls(FilterOptions options) const;
 };
 
 }  // namespace kuasar::wasm

@@ -1,5 +1,7 @@
 #include "worker/engine.h"
 
+#include <dlfcn.h>
+
 namespace kuasar::wasm {
 
 std::unique_ptr<Engine> load_engine(const std::string& name, const std::string& library,
@@ -8,6 +10,11 @@ std::unique_ptr<Engine> load_engine(const std::string& name, const std::string& 
   if (name == "wasmtime") return load_wasmtime(library, why);
   why = "there is no engine \"" + name + "\"; there are wasmedge and wasmtime";
   return nullptr;
+}
+
+std::string file_of(const void* symbol) {
+  Dl_info info{};
+  return ::dladdr(symbol, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
 }
 
 std::string refusal_of(const std::string& module, const std::string& name) {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "worker/plan.h"
@@ -29,8 +30,15 @@ class Engine {
   /// (seccomp.h).
   virtual bool compiles() const { return false; }
 
-  /// Parses and validates a module. Empty, or in words why it is refused. `bytes` is image content.
-  virtual std::string load(const Plan& plan, const std::string& bytes) = 0;
+  /// The file of its library.
+  virtual std::string library_path() const = 0;
+
+  /// Parses and validates a module. Empty, or in words why it is refused. `bytes` is image content;
+  /// `code` is what compile() made of it, or empty: code that is not usable is as none.
+  virtual std::string load(const Plan& plan, const std::string& bytes, std::string_view code) = 0;
+  /// Native code of a module, for load(). Empty, or why there is none. May write files in the
+  /// working directory.
+  virtual std::string compile(const std::string& bytes, std::string& code) = 0;
   /// Instantiates what was loaded, runs it to its end.
   virtual GuestEnd run(const Plan& plan) = 0;
 };
@@ -42,6 +50,8 @@ std::string refusal_of(const std::string& module, const std::string& name);
 /// dlopen()s the engine's library. Null with `why` in words. Names: "wasmedge", "wasmtime".
 std::unique_ptr<Engine> load_engine(const std::string& name, const std::string& library,
                                     std::string& why);
+/// The file that a symbol of a loaded library is from.
+std::string file_of(const void* symbol);
 std::unique_ptr<Engine> load_wasmedge(const std::string& library, std::string& why);
 std::unique_ptr<Engine> load_wasmtime(const std::string& library, std::string& why);
 

@@ -3,7 +3,9 @@
 // image: that is the child's, which confines itself first (child.cc). The child's parent is ours,
 // the keeper, so that it outlives both the daemon and this process, which ends with either.
 //
-//   kuasar-wasm-worker ENGINE LIBRARY     descriptor 3: see plan.h
+//   kuasar-wasm-worker ENGINE LIBRARY [aot]     descriptor 3: see plan.h
+//
+// With "aot" its first message has the stamp of its native code (artifact.h) behind the "R".
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,16 +23,16 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "worker/artifact.h"
 #include "worker/child.h"
 #include "worker/confine.h"
+#include "worker/digest.h"
 
 namespace {
 
 using namespace kuasar::wasm;
 
-int null_fd = -1;
 int own_pid_namespace = -1;
-CommandLine command_line;
 
 struct Received {
   Request request;
@@ -106,13 +108,13 @@ CommandLine find_command_line() {
   return {fields[0], fields[1], fields[2], fields[3]};
 }
 
-[[noreturn]] void serve(Engine& engine) {
+[[noreturn]] void serve(const Inheritance& inheritance) {
   Received received;
   while (receive(received)) {
     const long pid = make_child(received);
     if (pid == 0) {
       ::close(kZygoteSocket);
-      run_child(engine, received.fds, null_fd, command_line);
+      run_child(inheritance, received.fds);
     }
     const Answer answer{received.request.sequence,
                         static_cast<std::int32_t>(pid < 0 ? -errno : pid)};
@@ -125,7 +127,8 @@ CommandLine find_command_line() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
+  const bool aot = argc == 4 && std::string_view(argv[3]) == "aot";
+  if (argc != 3 && !aot) {
     std::fputs("kuasar-wasm-worker is started by wasm-sandboxer and not by hand\n", stderr);
     return 64;
   }
@@ -135,13 +138,20 @@ int main(int argc, char** argv) {
   std::string why;
   const std::unique_ptr<Engine> engine = load_engine(argv[1], argv[2], why);
   if (!engine) refuse(kZygoteSocket, why);
-  null_fd = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  Inheritance inheritance{*engine, "", ::open("/dev/null", O_RDWR | O_CLOEXEC), {}};
   own_pid_namespace = ::open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+  if (aot && load_digest(why)) {
+    inheritance.stamp = make_stamp(argv[1], engine->library_path(), why);
+  }
+  if (!why.empty()) std::fprintf(stderr, "no native code is kept: %s\n", why.c_str());
   const std::string engine_name = argv[1];
-  command_line = find_command_line();
-  show_words(command_line, {"kuasar-wasm-worker", engine_name});
-  if (null_fd < 0 || own_pid_namespace < 0) refuse_errno(kZygoteSocket, "open /dev/null and /proc");
+  inheritance.command_line = find_command_line();
+  show_words(inheritance.command_line, {"kuasar-wasm-worker", engine_name});
+  if (inheritance.null_fd < 0 || own_pid_namespace < 0) {
+    refuse_errno(kZygoteSocket, "open /dev/null and /proc");
+  }
   enter_empty_root();
-  if (::send(kZygoteSocket, "R", 1, MSG_NOSIGNAL) != 1) return 1;
-  serve(*engine);
+  const std::string ready = "R" + inheritance.stamp;
+  if (::send(kZygoteSocket, ready.data(), ready.size(), MSG_NOSIGNAL) < 0) return 1;
+  serve(inheritance);
 }

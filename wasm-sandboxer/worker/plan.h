@@ -17,10 +17,14 @@
 // The descriptors of a request: a memfd with the Plan, the child's control socket, and then what
 // the Plan names by index. The child says "R" on its control socket when it waits to be started,
 // else "E" and why it ends; one byte starts it. One that is held waits for another byte before all.
+// A child whose module is not in the cache of native code says "R" and the module's SHA-256, and
+// keeps the file open as kModuleFd until it is started. One that compiles says "R" at its end.
 
 namespace kuasar::wasm {
 
 inline constexpr int kZygoteSocket = 3;
+/// In a child that waits to be started.
+inline constexpr int kModuleFd = 5;
 /// Of descriptors beside one message (SCM_MAX_FD of the kernel is 253).
 inline constexpr std::size_t kMaxFds = 250;
 inline constexpr std::size_t kPlanFd = 0;
@@ -98,6 +102,11 @@ struct Plan {
   std::int32_t streams[3] = {kNone, kNone, kNone};
   /// The streams are a terminal, which becomes the controlling one.
   bool terminal = false;
+  /// The directory of native code (artifact.h); kNone: there is none.
+  std::int32_t cache = kNone;
+  /// Of a process that compiles and runs nothing: a file with the module, and one for the code.
+  std::int32_t source = kNone;
+  std::int32_t code = kNone;
 
   bool operator==(const Plan&) const = default;
 };

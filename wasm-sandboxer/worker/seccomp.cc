@@ -8,6 +8,7 @@
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 namespace kuasar::wasm {
@@ -176,6 +177,13 @@ void add_code(std::vector<sock_filter>& filter) {
   add_call(filter, SYS_mprotect, body);
 }
 
+// prctl(2) for PR_SET_SECCOMP alone.
+void add_filters(std::vector<sock_filter>& filter) {
+  std::vector<sock_filter> body;
+  allow_with(body, 0, ~0U, PR_SET_SECCOMP);
+  add_call(filter, SYS_prctl, body);
+}
+
 // What is not allowed of it is refused: the number is no longer in the accumulator.
 void add_fcntl(std::vector<sock_filter>& filter) {
   std::vector<sock_filter> body = {load(offsetof(seccomp_data, args[1]))};
@@ -203,7 +211,7 @@ void add_without_exec(std::vector<sock_filter>& filter, int number) {
 
 }  // namespace
 
-std::vector<sock_filter> build_filter(bool compiles) {
+std::vector<sock_filter> build_filter(FilterOptions options) {
   // The architecture first: a number means another call in another one. x32's numbers are above
   // all that are allowed.
   std::vector<sock_filter> filter = {
@@ -213,11 +221,12 @@ std::vector<sock_filter> build_filter(bool compiles) {
       load(offsetof(seccomp_data, nr)),
   };
   for (const int number : kAllowed) add_allowed(filter, number);
-  if (compiles) {
+  if (options.compiles) {
     for (const int number : kForThreads) add_allowed(filter, number);
     add_threads(filter);
-    add_code(filter);
   }
+  if (options.compiles || options.loads_code) add_code(filter);
+  if (options.loads_code) add_filters(filter);
   for (const int number : kWithoutExec) add_without_exec(filter, number);
   add_fcntl(filter);
   filter.push_back(answer(kDenied));

@@ -8,8 +8,14 @@ namespace kuasar::wasm {
 
 /// The filter of system calls of a child that runs a module (seccomp(2)): files, clocks and memory,
 /// else ENOSYS; EPERM for arguments that are not allowed. Another architecture's calls end the
-/// process. An engine that compiles may also have threads and make memory executable that is not
-/// writable. Pure.
-std::vector<sock_filter> build_filter(bool compiles = false);
+/// process. Pure.
+struct FilterOptions {
+  /// Threads, and memory that is executable and not writable: an engine that compiles.
+  bool compiles = false;
+  /// Memory that is executable and not writable, and another filter above this one: while code of
+  /// our own cache is loaded.
+  bool loads_code = false;
+};
+std::vector<sock_filter> build_filter(FilterOptions options);
 
 }  // namespace kuasar::wasm

@@ -4,12 +4,15 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 
 #include "worker/engine.h"
 
-// WasmEdge through its C API, 0.14 to 0.17 (libwasmedge.so.0), as an interpreter: no byte of an
-// image is ever run or compiled as native code. The file loader is not used: it dlopen()s ELF
-// files.
+// WasmEdge through its C API, 0.14 to 0.17 (libwasmedge.so.0). No native code of an image is ever
+// run: modules are interpreted, or run as code that a confined process has compiled for our own
+// cache, which WasmEdge packs into a module ("universal"). The file loader is not used: it
+// dlopen()s ELF files.
 
 namespace kuasar::wasm {
 namespace {
@@ -35,6 +38,11 @@ struct Context;
 using HostFunction = Status (*)(void* data, const Context* frame, const Value* in, Value* out);
 constexpr int kWasi = 0;
 constexpr int kInterpreter = 0;
+// Of enum WasmEdge_RunMode, CompilerOptimizationLevel, CompilerOutputFormat and Proposal.
+constexpr int kAot = 2;
+constexpr int kO1 = 1;
+constexpr int kUniversal = 1;
+constexpr int kMemory64 = 15;
 // What the guest gets from WASI's random_get when the kernel has none (__WASI_ERRNO_IO), or its
 // buffer is not in its memory (__WASI_ERRNO_FAULT).
 constexpr std::uint32_t kErrnoFault = 21;
@@ -45,6 +53,11 @@ struct Api {
   void (*ConfigureAddHostRegistration)(Context*, int);
   void (*ConfigureSetMaxMemoryPage)(Context*, std::uint32_t);
   void (*ConfigureSetForceInterpreter)(Context*, bool);
+  void (*ConfigureRemoveProposal)(Context*, int);
+  void (*ConfigureCompilerSetOptimizationLevel)(Context*, int);
+  void (*ConfigureCompilerSetOutputFormat)(Context*, int);
+  Context* (*CompilerCreate)(const Context*);
+  Status (*CompilerCompileFromBuffer)(Context*, const std::uint8_t*, std::uint64_t, const char*);
   void (*LogOff)();
   Context* (*LoaderCreate)(const Context*);
   Status (*LoaderParseFromBuffer)(Context*, Context**, const std::uint8_t*, std::uint32_t);
@@ -88,6 +101,11 @@ bool resolve(void* library, std::string& why) {
   KUASAR_FIND(ConfigureAddHostRegistration);
   KUASAR_FIND(ConfigureSetMaxMemoryPage);
   KUASAR_FIND(ConfigureSetForceInterpreter);
+  KUASAR_FIND(ConfigureRemoveProposal);
+  KUASAR_FIND(ConfigureCompilerSetOptimizationLevel);
+  KUASAR_FIND(ConfigureCompilerSetOutputFormat);
+  KUASAR_FIND(CompilerCreate);
+  KUASAR_FIND(CompilerCompileFromBuffer);
   KUASAR_FIND(LogOff);
   KUASAR_FIND(LoaderCreate);
   KUASAR_FIND(LoaderParseFromBuffer);
@@ -149,18 +167,23 @@ Status random_get(void*, const Context* frame, const Value* in, Value* out) {
 
 class WasmEdge : public Engine {
  public:
-  std::string load(const Plan& plan, const std::string& bytes) override {
-    Context* const configure = api.ConfigureCreate();
-    api.ConfigureAddHostRegistration(configure, kWasi);
-    // Code that an image brings in a custom section is not run either.
-    api.ConfigureSetForceInterpreter(configure, true);
-    if (api.ConfigureSetRunMode != nullptr) api.ConfigureSetRunMode(configure, kInterpreter);
-    if (plan.memory_pages > 0) api.ConfigureSetMaxMemoryPage(configure, plan.memory_pages);
+  std::string library_path() const override {
+    return file_of(reinterpret_cast<const void*>(api.VMCreate));
+  }
+
+  std::string load(const Plan& plan, const std::string& bytes, std::string_view code) override {
+    Context* configure = nullptr;
     Context* module = nullptr;
-    Status status = api.LoaderParseFromBuffer(api.LoaderCreate(configure), &module,
-                                              reinterpret_cast<const std::uint8_t*>(bytes.data()),
-                                              static_cast<std::uint32_t>(bytes.size()));
-    if (!api.ResultOK(status) || module == nullptr) return words(status);
+    Status status{};
+    if (!code.empty()) {
+      configure = make_configure(plan, true);
+      status = parse(configure, code, module);
+    }
+    if (module == nullptr) {
+      configure = make_configure(plan, false);
+      status = parse(configure, bytes, module);
+    }
+    if (module == nullptr) return words(status);
     std::vector<const Context*> imports(api.ASTModuleListImportsLength(module));
     api.ASTModuleListImports(module, imports.data(), static_cast<std::uint32_t>(imports.size()));
     for (const Context* import : imports) {
@@ -173,6 +196,24 @@ class WasmEdge : public Engine {
     status = api.VMLoadWasmFromASTModule(vm_, module);
     if (api.ResultOK(status)) status = api.VMValidate(vm_);
     return api.ResultOK(status) ? "" : words(status);
+  }
+
+  // The compiler writes its object files beside its output, in the root of the process that compiles.
+  std::string compile(const std::string& bytes, std::string& code) override {
+    constexpr const char* kOutput = "/module.wasm";
+    // The numbers of proposals were others before.
+    if (api.ConfigureSetRunMode == nullptr) return "this needs WasmEdge 0.16";
+    Context* const configure = api.ConfigureCreate();
+    forbid_memory64(configure);
+    api.ConfigureCompilerSetOptimizationLevel(configure, kO1);
+    api.ConfigureCompilerSetOutputFormat(configure, kUniversal);
+    const Status status = api.CompilerCompileFromBuffer(
+        api.CompilerCreate(configure), reinterpret_cast<const std::uint8_t*>(bytes.data()),
+        bytes.size(), kOutput);
+    if (!api.ResultOK(status)) return words(status);
+    std::ifstream in(kOutput, std::ios::binary);
+    code.assign(std::istreambuf_iterator<char>(in), {});
+    return code.empty() ? "the compiler has written nothing" : "";
   }
 
   GuestEnd run(const Plan& plan) override {
@@ -193,6 +234,32 @@ class WasmEdge : public Engine {
   }
 
  private:
+  // Compiled code of 0.17 and before does not check the bounds of 64-bit memories.
+  static void forbid_memory64(Context* configure) {
+    api.ConfigureRemoveProposal(configure, kMemory64);
+  }
+
+  static Context* make_configure(const Plan& plan, bool compiled) {
+    Context* const configure = api.ConfigureCreate();
+    api.ConfigureAddHostRegistration(configure, kWasi);
+    // Code that an image brings in a custom section is not run either.
+    api.ConfigureSetForceInterpreter(configure, !compiled);
+    if (api.ConfigureSetRunMode != nullptr) {
+      api.ConfigureSetRunMode(configure, compiled ? kAot : kInterpreter);
+    }
+    if (compiled) forbid_memory64(configure);
+    if (plan.memory_pages > 0) api.ConfigureSetMaxMemoryPage(configure, plan.memory_pages);
+    return configure;
+  }
+
+  static Status parse(Context* configure, std::string_view bytes, Context*& module) {
+    const Status status = api.LoaderParseFromBuffer(
+        api.LoaderCreate(configure), &module, reinterpret_cast<const std::uint8_t*>(bytes.data()),
+        static_cast<std::uint32_t>(bytes.size()));
+    if (!api.ResultOK(status)) module = nullptr;
+    return status;
+  }
+
   static std::string words(Status status) {
     const char* message = api.ResultGetMessage(status);
     return message == nullptr ? "unknown error" : message;

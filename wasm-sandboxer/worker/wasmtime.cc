@@ -71,6 +71,8 @@ struct Api {
   bool (*wasi_config_preopen_dir)(Opaque*, const char*, const char*, bool);
   Opaque* (*wasmtime_context_set_wasi)(Opaque*, Opaque*);
   Opaque* (*wasmtime_module_new)(Opaque*, const std::uint8_t*, std::size_t, Opaque**);
+  Opaque* (*wasmtime_module_serialize)(Opaque*, Bytes*);
+  Opaque* (*wasmtime_module_deserialize)(Opaque*, const std::uint8_t*, std::size_t, Opaque**);
   void (*wasmtime_module_imports)(Opaque*, Pointers*);
   Bytes* (*wasm_importtype_module)(Opaque*);
   Bytes* (*wasm_importtype_name)(Opaque*);
@@ -114,6 +116,8 @@ bool resolve(void* library, std::string& why) {
   KUASAR_FIND(wasi_config_preopen_dir);
   KUASAR_FIND(wasmtime_context_set_wasi);
   KUASAR_FIND(wasmtime_module_new);
+  KUASAR_FIND(wasmtime_module_serialize);
+  KUASAR_FIND(wasmtime_module_deserialize);
   KUASAR_FIND(wasmtime_module_imports);
   KUASAR_FIND(wasm_importtype_module);
   KUASAR_FIND(wasm_importtype_name);
@@ -171,15 +175,15 @@ class Wasmtime : public Engine {
  public:
   bool compiles() const override { return true; }
 
-  std::string load(const Plan& plan, const std::string& bytes) override {
-    Opaque* const config = api.wasm_config_new();
-    api.wasmtime_config_parallel_compilation_set(config, false);
-    api.wasmtime_config_native_unwind_info_set(config, false);
-    // A memfd for a module that is instantiated once.
-    api.wasmtime_config_memory_init_cow_set(config, false);
-    Opaque* const engine = api.wasm_engine_new_with_config(config);
-    Opaque* error = api.wasmtime_module_new(
-        engine, reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size(), &module_);
+  std::string library_path() const override {
+    return file_of(reinterpret_cast<const void*>(api.wasmtime_module_new));
+  }
+
+  std::string load(const Plan& plan, const std::string& bytes, std::string_view code) override {
+    Opaque* const engine = make_engine();
+    Opaque* error = nullptr;
+    if (!code.empty()) error = deserialize(engine, code);
+    if (module_ == nullptr) error = compile_with(engine, bytes);
     if (error != nullptr) return words(error);
     Pointers imports{};
     api.wasmtime_module_imports(module_, &imports);
@@ -197,6 +201,16 @@ class Wasmtime : public Engine {
     linker_ = api.wasmtime_linker_new(engine);
     error = api.wasmtime_linker_define_wasi(linker_);
     return error == nullptr ? "" : words(error);
+  }
+
+  std::string compile(const std::string& bytes, std::string& code) override {
+    if (Opaque* const error = compile_with(make_engine(), bytes)) return words(error);
+    Bytes serialized{};
+    if (Opaque* const error = api.wasmtime_module_serialize(module_, &serialized)) {
+      return words(error);
+    }
+    code.assign(serialized.data, serialized.size);
+    return "";
   }
 
   GuestEnd run(const Plan& plan) override {
@@ -221,6 +235,26 @@ class Wasmtime : public Engine {
   }
 
  private:
+  // The same for who compiles and who loads: the code says what it was made for.
+  static Opaque* make_engine() {
+    Opaque* const config = api.wasm_config_new();
+    api.wasmtime_config_parallel_compilation_set(config, false);
+    api.wasmtime_config_native_unwind_info_set(config, false);
+    // A memfd for a module that is instantiated once.
+    api.wasmtime_config_memory_init_cow_set(config, false);
+    return api.wasm_engine_new_with_config(config);
+  }
+
+  Opaque* compile_with(Opaque* engine, const std::string& bytes) {
+    return api.wasmtime_module_new(engine, reinterpret_cast<const std::uint8_t*>(bytes.data()),
+                                   bytes.size(), &module_);
+  }
+
+  Opaque* deserialize(Opaque* engine, std::string_view code) {
+    return api.wasmtime_module_deserialize(
+        engine, reinterpret_cast<const std::uint8_t*>(code.data()), code.size(), &module_);
+  }
+
   bool find(const Instance& instance, const std::string& name, External& function) const {
     return api.wasmtime_instance_export_get(context_, &instance, name.data(), name.size(),
                                             &function) &&

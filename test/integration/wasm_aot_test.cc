@@ -1,0 +1,340 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "aot_cache.h"
+#include "async/task_group.h"
+#include "base/files.h"
+#include "os/pidfd.h"
+#include "support/wait.h"
+#include "support/wasm_engine.h"
+#include "support/wasm_worker.h"
+#include "worker/artifact.h"
+#include "worker/digest.h"
+#include "worker/seccomp.h"
+
+// Native code of modules: who may make it, who may use it, and what happens to what is damaged.
+
+namespace kuasar::test {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+wasm::EngineConfig with_aot(wasm::EngineConfig engine) {
+  engine.aot = true;
+  return engine;
+}
+
+// Both engines, one after the other.
+wasm::EngineConfig each_engine() {
+  const std::string name = GENERATE("wasmedge", "wasmtime");
+  if (name == "wasmedge") return with_aot(lab_engine());
+  (void)lab_engine();
+  std::string reason;
+  const auto engine = find_wasmtime(reason);
+  if (!engine) SKIP(reason);
+  return with_aot(*engine);
+}
+
+struct Fixture {
+  WasmWorker worker;
+  BlockingPool pool{2};
+  TaskGroup group{worker.io.executor()};
+  fs::path dir;
+  wasm::AotCache cache;
+
+  explicit Fixture(wasm::EngineConfig engine = each_engine(), wasm::AotCache::Limits limits = {})
+      : worker(std::move(engine)), cache(worker.spawner, pool, limits) {
+    char name[] = "/tmp/kuasar-aot-XXXXXX";
+    dir = ::mkdtemp(name);
+    const Result<> opened = cache.open(dir / "aot");
+    INFO((opened ? "" : opened.error().message));
+    REQUIRE(opened);
+    worker.cache = cache.directory().value();
+    group.spawn(cache.run());
+  }
+  ~Fixture() {
+    worker.io.run(end(group));
+    fs::remove_all(dir);
+  }
+  static Task<> end(TaskGroup& group) {
+    group.cancel();
+    co_await group.join();
+  }
+
+  std::vector<fs::path> files() const {
+    std::vector<fs::path> all;
+    for (const auto& entry : fs::directory_iterator(dir / "aot")) all.push_back(entry.path());
+    return all;
+  }
+  static UniqueFd open(const std::string& module) {
+    UniqueFd fd(::open((wasm_modules() / module).c_str(), O_RDONLY | O_CLOEXEC));
+    REQUIRE(fd);
+    return fd;
+  }
+  static std::string digest_of(const std::string& module) {
+    return wasm::sha256_of(read_file(wasm_modules() / module, 64 << 20).value());
+  }
+  bool await_files(std::size_t count, std::chrono::milliseconds limit = 60s) {
+    const auto until = std::chrono::steady_clock::now() + limit;
+    while (files().size() != count && std::chrono::steady_clock::now() < until) {
+      worker.io.run(sleep_for(5ms));
+    }
+    return files().size() == count;
+  }
+  // It is compiled, or will not be.
+  void await_compiler() {
+    worker.io.run(sleep_for(300ms));
+    const auto until = std::chrono::steady_clock::now() + 60s;
+    const std::string key = "compiler/" + worker.zygote.config().name;
+    while (worker.io.run(worker.spawner.find(key)) && std::chrono::steady_clock::now() < until) {
+      worker.io.run(sleep_for(5ms));
+    }
+  }
+};
+
+// The memory of a process that is executable and of no file: code that was loaded.
+bool has_loaded_code(pid_t pid) {
+  const std::string maps = read_file(fmt::format("/proc/{}/maps", pid)).value_or("");
+  std::size_t at = 0;
+  while ((at = maps.find(" r-xp 00000000 00:00 0", at)) != std::string::npos) {
+    const std::string line = maps.substr(at, maps.find('\n', at) - at);
+    if (line.find("[vdso]") == std::string::npos) return true;
+    ++at;
+  }
+  return false;
+}
+
+}  // namespace
+
+TEST_CASE("wasm AOT: a module is compiled beside its first container, and used by the next",
+          "[root][wasm]") {
+  Fixture f;
+  const std::vector<std::string> args = {"/tool.wasm", "print", "well", "exit", "3"};
+  const WasmWorker::Ended first = f.worker.run(args);
+  CHECK(first.refusal == "");
+  CHECK(first.code == 3);
+  REQUIRE(first.wanted == Fixture::digest_of("tool.wasm"));
+  REQUIRE(f.files().empty());
+
+  f.cache.want(f.worker.zygote, first.wanted, Fixture::open("tool.wasm"));
+  REQUIRE(f.await_files(1));
+  const fs::path file = f.files().front();
+  CHECK(file.filename() == first.wanted + "." + f.worker.zygote.stamp());
+  CHECK(fs::status(file).permissions() == fs::perms(0444));
+
+  SECTION("the next one has native code, and wants nothing") {
+    Result<WasmWorker::Running> next = f.worker.make(WasmWorker::plan(args));
+    REQUIRE(next);
+    CHECK(next->wanted == "");
+    CHECK(has_loaded_code(next->process.pid));
+    WasmWorker::go(*next);
+    const WasmWorker::Ended ended = f.worker.finish(std::move(*next));
+    CHECK(ended.code == 3);
+    CHECK(ended.out == "well\n");
+  }
+  SECTION("traps, functions, files are as without") {
+    const WasmWorker::Ended trap = f.worker.run({"/tool.wasm", "print", "before", "trap"});
+    CHECK(trap.wanted == "");
+    CHECK(trap.code == 134);
+    CHECK(trap.out == "before\n");
+    CHECK(trap.err.find("wasm trap: ") == 0);
+    CHECK(trap.err.find("unreachable") != std::string::npos);
+    CHECK(f.worker.run({"/tool.wasm#answer"}).out == "the answer is 42\n");
+    CHECK(f.worker.run({"/tool.wasm", "put", "/new", "text"}).code == 1);
+  }
+  SECTION("a file that is damaged, cut, empty or of something else is as none, and made anew") {
+    const std::string whole = read_file(file, 64 << 20).value();
+    std::string flipped = whole;
+    flipped[flipped.size() / 2] ^= 1;
+    for (const std::string& content :
+         {flipped, whole.substr(0, whole.size() - 1), std::string(), std::string("\0asm", 4),
+          wasm::seal("no code of any engine")}) {
+      INFO("a file of " << content.size() << " bytes");
+      fs::remove(file);
+      REQUIRE(write_file(file, content, 0444));
+      const WasmWorker::Ended ended = f.worker.run(args);
+      CHECK(ended.refusal == "");
+      CHECK(ended.code == 3);
+      CHECK(ended.out == "well\n");
+    }
+    f.cache.want(f.worker.zygote, first.wanted, Fixture::open("tool.wasm"));
+    f.await_compiler();
+    CHECK(f.worker.run(args).wanted == "");
+  }
+  SECTION("links in the directory lead nowhere") {
+    fs::rename(file, f.dir / "elsewhere");
+    fs::create_symlink(f.dir / "elsewhere", file);
+    CHECK(f.worker.run(args).wanted == first.wanted);
+  }
+}
+
+TEST_CASE("wasm AOT: a guest has no way to the cache, and no call that only loading needed",
+          "[root][wasm]") {
+  Fixture f;
+  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"));
+  // The stamp is known once the zygote runs.
+  CHECK(f.worker.run({"/hello.wasm"}).code == 0);
+  Result<WasmWorker::Running> running = f.worker.make(WasmWorker::plan({"/endless.wasm"}));
+  REQUIRE(running);
+  WasmWorker::go(*running);
+  const fs::path fds = fmt::format("/proc/{}/fd", running->process.pid);
+  const auto only_streams = [&] {
+    std::vector<std::string> open;
+    for (const auto& entry : fs::directory_iterator(fds)) {
+      const int fd = std::stoi(entry.path().filename());
+      std::error_code ec;
+      const std::string target = fs::read_symlink(entry.path(), ec);
+      // Wasmtime's own event descriptors are no files.
+      if (fd > 2 && target.find("anon_inode") == std::string::npos) open.push_back(target);
+    }
+    // The preopened root.
+    std::erase(open, "/");
+    return open.empty();
+  };
+  CHECK(wait_until(only_streams, 10s));
+  REQUIRE(os::pidfd_signal(running->process.pidfd.get(), SIGKILL));
+  CHECK(f.worker.finish(std::move(*running)).code == 137);
+}
+
+TEST_CASE("wasm AOT: the digest that is told is not believed", "[root][wasm]") {
+  Fixture f;
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  // As a process that was broken into would say, to have its code run by others.
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("hello.wasm"));
+  f.await_compiler();
+  CHECK(f.files().empty());
+  CHECK(f.worker.run({"/tool.wasm", "exit", "4"}).wanted == Fixture::digest_of("tool.wasm"));
+}
+
+TEST_CASE("wasm AOT: what cannot be compiled is said once, and harms nobody", "[root][wasm]") {
+  Fixture f;
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  for (const char* module : {"truncated.wasm", "elf.wasm", "text.wasm", "locals.wasm"}) {
+    f.cache.want(f.worker.zygote, Fixture::digest_of(module), Fixture::open(module));
+    f.await_compiler();
+  }
+  CHECK(f.files().empty());
+  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"));
+  CHECK(f.await_files(1));
+  CHECK(f.worker.run({"/hello.wasm"}).wanted == "");
+}
+
+TEST_CASE("wasm AOT: a compiler has little memory, little time, and is nobody", "[root][wasm]") {
+  wasm::AotCache::Limits limits;
+  limits.memory = 1 << 20;
+  Fixture f(each_engine(), limits);
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"));
+  f.await_compiler();
+  CHECK(f.files().empty());
+  // The zygote and its containers know nothing of it.
+  CHECK(f.worker.run({"/tool.wasm", "exit", "5"}).code == 5);
+}
+
+TEST_CASE("wasm AOT: the cache stays below its size, and a module that is too large is left out",
+          "[root][wasm]") {
+  wasm::AotCache::Limits limits;
+  limits.total = 1;
+  limits.module = 100 << 10;
+  Fixture f(each_engine(), limits);
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  REQUIRE(write_file(f.dir / "aot" / "old", "of another engine"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"));
+  f.await_compiler();
+  // The newest stays, whatever its size.
+  REQUIRE(f.files().size() == 1);
+  CHECK(f.files().front().filename().native().starts_with(Fixture::digest_of("hello.wasm")));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"));
+  f.await_compiler();
+  CHECK(f.files().size() == 1);
+}
+
+TEST_CASE("wasm AOT: a directory that others may write in is refused", "[root][wasm]") {
+  if (::geteuid() != 0) SKIP("owners need root");
+  char name[] = "/tmp/kuasar-aot-XXXXXX";
+  const fs::path dir = ::mkdtemp(name);
+  os::DirectSpawner spawner;
+  BlockingPool pool{1};
+  const auto refusal = [&](const fs::path& path) {
+    wasm::AotCache cache(spawner, pool, {});
+    const Result<> opened = cache.open(path);
+    CHECK_FALSE(cache.is_open());
+    return opened ? "" : opened.error().message;
+  };
+  fs::create_directory(dir / "open");
+  REQUIRE(::chmod((dir / "open").c_str(), 0777) == 0);
+  CHECK(refusal(dir / "open").find("must belong to root and be writable by nobody else") !=
+        std::string::npos);
+  fs::create_directory(dir / "owned");
+  REQUIRE(::chown((dir / "owned").c_str(), 1000, 0) == 0);
+  CHECK(refusal(dir / "owned").find("has owner 1000") != std::string::npos);
+  fs::create_directory_symlink(dir / "open", dir / "link");
+  CHECK(refusal(dir / "link") != "");
+  REQUIRE(write_file(dir / "file", ""));
+  CHECK(refusal(dir / "file") != "");
+  CHECK(refusal(dir / "none" / "deeper") != "");
+  fs::remove_all(dir);
+}
+
+TEST_CASE("wasm AOT: WasmEdge compiles no module with a 64-bit memory", "[root][wasm]") {
+  Fixture f(with_aot(lab_engine()));
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  // One memory of one page, its limits' flag being 4.
+  const std::string module("\0asm\1\0\0\0\5\3\1\4\1", 13);
+  REQUIRE(write_file(f.dir / "memory64.wasm", module));
+  UniqueFd fd(::open((f.dir / "memory64.wasm").c_str(), O_RDONLY | O_CLOEXEC));
+  f.cache.want(f.worker.zygote, wasm::sha256_of(module), std::move(fd));
+  f.await_compiler();
+  CHECK(f.files().empty());
+}
+
+// In a process of its own: filters stay.
+TEST_CASE("The filter for loading code gives way to the one for running it", "[wasm]") {
+  std::vector<sock_filter> loading = wasm::build_filter({false, true});
+  std::vector<sock_filter> running = wasm::build_filter({});
+  const sock_fprog first{static_cast<unsigned short>(loading.size()), loading.data()};
+  const sock_fprog second{static_cast<unsigned short>(running.size()), running.data()};
+  void* const page =
+      ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(page != MAP_FAILED);
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) ::_exit(200);
+    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &first, 0, 0) != 0) ::_exit(201);
+    const auto protect = [&](int protection) { return ::mprotect(page, 4096, protection) == 0; };
+    int wrong = 0;
+    if (!protect(PROT_READ | PROT_EXEC)) wrong |= 1;
+    if (protect(PROT_READ | PROT_WRITE | PROT_EXEC)) wrong |= 2;
+    if (::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0 || errno != EPERM) wrong |= 4;
+    if (::syscall(SYS_clone, CLONE_THREAD | CLONE_SIGHAND | CLONE_VM, 0) != -1) wrong |= 8;
+    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &second, 0, 0) != 0) ::_exit(202);
+    if (protect(PROT_READ | PROT_EXEC) || !protect(PROT_READ)) wrong |= 16;
+    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &second, 0, 0) == 0) wrong |= 32;
+    ::syscall(SYS_exit_group, wrong);
+  }
+  ::munmap(page, 4096);
+  REQUIRE(pid > 0);
+  int status = 0;
+  REQUIRE(::waitpid(pid, &status, 0) == pid);
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+}
+
+}  // namespace kuasar::test

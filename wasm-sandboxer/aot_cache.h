@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "async/blocking_pool.h"
+#include "async/event.h"
+#include "async/task.h"
+#include "base/error.h"
+#include "base/unique_fd.h"
+#include "os/spawner.h"
+#include "zygote.h"
+
+namespace kuasar::wasm {
+
+/// Native code of modules, in a directory that belongs to root: a file per module, engine and
+/// processor (worker/artifact.h), which containers read. What is missing is compiled one at a time
+/// by a process that is confined as a container is, with its memory and time limited, while the
+/// containers that want it run without. Nothing here parses a module. Owned by the driver's owner,
+/// lives on the io thread; files are read and written on the pool.
+class AotCache {
+ public:
+  struct Limits {
+    /// Of all files together, in bytes; the oldest go.
+    std::uint64_t total = 1ULL << 30;
+    /// Larger modules are not compiled.
+    std::uint64_t module = 64ULL << 20;
+    std::uint64_t code = 256ULL << 20;
+    /// Of the process that compiles: private memory in bytes, processor time in seconds.
+    std::uint64_t memory = 2ULL << 30;
+    std::uint64_t cpu_seconds = 120;
+  };
+
+  AotCache(os::Spawner& spawner, BlockingPool& pool, Limits limits);
+
+  /// Makes the directory where it is missing, 0711. kFailedPrecondition when somebody else than
+  /// root may write in it or it is no directory.
+  Result<> open(const std::string& path);
+  /// False: there is no cache.
+  bool is_open() const { return static_cast<bool>(dir_); }
+  /// The directory, for a child to look in.
+  Result<UniqueFd> directory() const;
+  /// A module, open for reading, is to be compiled some time; what is queued or has failed already
+  /// is not. `digest` is what a child says of it, and is not believed.
+  void want(Zygote& zygote, std::string digest, UniqueFd module);
+  /// Compiles what is wanted, until it is cancelled. Once per object.
+  Task<> run();
+
+ private:
+  struct Job {
+    Zygote* zygote;
+    std::string digest;
+    UniqueFd module;
+  };
+
+  Task<Result<>> compile(Job& job);
+  Task<Result<>> run_compiler(Zygote& zygote, const UniqueFd& source, const UniqueFd& code);
+  /// Of this daemon or of an earlier one.
+  Task<> end_compiler(Zygote& zygote);
+  /// Writes the file and makes room for it. Blocking.
+  Result<> keep(const std::string& name, const UniqueFd& code) const;
+
+  os::Spawner& spawner_;
+  BlockingPool& pool_;
+  Limits limits_;
+  UniqueFd dir_;
+  std::string path_;
+  std::deque<Job> queue_;
+  /// Wanted and not to be wanted again: queued, under way, or not to be compiled.
+  std::set<std::string> known_;
+  std::shared_ptr<Event> more_;
+};
+
+}  // namespace kuasar::wasm
