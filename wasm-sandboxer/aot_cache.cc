@@ -189,7 +189,8 @@ void AotCache::want(Zygote& zygote, std::string digest, UniqueFd module) {
   more_->set();
 }
 
-Task<> AotCache::run() {
+Task<> AotCache::run(std::vector<Zygote*> zygotes) {
+  for (Zygote* zygote : zygotes) co_await end_compiler(*zygote);
   // A wait that begins after the cancellation would not end by it.
   for (bool cancelled = false; !cancelled; cancelled = co_await is_cancelled()) {
     if (queue_.empty()) {
@@ -211,7 +212,7 @@ Task<> AotCache::run() {
       known_.erase(name);
       log::info({}, "module {} is compiled for {}: {} ms", job.digest.substr(0, 12), engine,
                 took.count());
-    } else if (const bool cancelled = co_await is_cancelled(); !cancelled) {
+    } else if (const bool ends = co_await is_cancelled(); !ends) {
       log::warning({}, "module {} is not compiled for {}: {}", job.digest.substr(0, 12), engine,
                    done.error().message);
     }

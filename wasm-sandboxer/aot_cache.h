@@ -5,6 +5,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "async/blocking_pool.h"
 #include "async/event.h"
@@ -46,8 +47,9 @@ class AotCache {
   /// A module, open for reading, is to be compiled some time; what is queued or has failed already
   /// is not. `digest` is what a child says of it, and is not believed.
   void want(Zygote& zygote, std::string digest, UniqueFd module);
-  /// Compiles what is wanted, until it is cancelled. Once per object.
-  Task<> run();
+  /// Ends what compilers an earlier daemon left with these, then compiles what is wanted, until it
+  /// is cancelled. Once per object.
+  Task<> run(std::vector<Zygote*> zygotes);
 
  private:
   struct Job {

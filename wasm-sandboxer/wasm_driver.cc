@@ -74,6 +74,12 @@ WasmDriver::WasmDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& h
   }
 }
 
+Task<> WasmDriver::run_cache() {
+  std::vector<Zygote*> zygotes;
+  for (const auto& [name, zygote] : zygotes_) zygotes.push_back(zygote.get());
+  return cache_.run(std::move(zygotes));
+}
+
 WasmDriver::WasmEntryPtr WasmDriver::find_wasm(const std::string& container) const {
   return std::static_pointer_cast<WasmEntry>(find(container));
 }

@@ -28,7 +28,7 @@ class WasmDriver : public task::HostDriver {
   /// container.
   Result<> open_cache(const std::string& path) { return cache_.open(path); }
   /// What the cache has to do, until it is cancelled.
-  Task<> run_cache() { return cache_.run(); }
+  Task<> run_cache();
 
   /// The name of an engine. kInvalidArgument for one that is not known.
   Result<std::string> runtime_for(const std::string& binary) override;

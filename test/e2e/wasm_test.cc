@@ -523,7 +523,8 @@ TEST_CASE("wasm: beside the runc kind on one containerd", "[e2e][wasm]") {
 
 TEST_CASE("wasm: a missing engine is an error of its pods, and the daemon serves on",
           "[e2e][wasm]") {
-  run_wasm_case_with("wasmedge_library = \"libno-such-engine.so\"\n", [](Case& e) {
+  const std::string config = "wasmedge_library = \"libno-such-engine.so\"\naot_cache = \"none\"\n";
+  run_wasm_case_with(config, [](Case& e) {
     const Pod pod = e.run_pod();
     CHECK_THAT(start_error(e, pod, wasm_config(e, {"/hello.wasm"})),
                ContainsSubstring("wasm engine wasmedge: libno-such-engine.so: cannot open shared "

@@ -67,7 +67,7 @@ struct Fixture {
     INFO((opened ? "" : opened.error().message));
     REQUIRE(opened);
     worker.cache = cache.directory().value();
-    group.spawn(cache.run());
+    group.spawn(cache.run({&worker.zygote}));
   }
   ~Fixture() {
     worker.io.run(end(group));

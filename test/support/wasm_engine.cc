@@ -48,9 +48,9 @@ std::optional<wasm::EngineConfig> find_wasmtime(std::string& reason) {
   return std::nullopt;
 }
 
-std::string engine_toml(const wasm::EngineConfig& config) {
-  std::string text = fmt::format("engine = \"{0}\"\n{0}_library = \"{1}\"\naot_cache = \"none\"\n",
-                                 config.name, config.library);
+std::string engine_toml(const wasm::EngineConfig& config, const std::string& aot_cache) {
+  std::string text = fmt::format("engine = \"{0}\"\n{0}_library = \"{1}\"\naot_cache = \"{2}\"\n",
+                                 config.name, config.library, aot_cache);
   if (!config.loader.empty()) {
     text += fmt::format("wasmedge_loader = \"{}\"\nwasmedge_library_path = \"{}\"\n", config.loader,
                         config.library_path);

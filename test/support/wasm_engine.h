@@ -14,7 +14,7 @@ std::optional<wasm::EngineConfig> find_wasmedge(std::string& reason);
 /// Wasmtime as KUASAR_LAB_WASMTIME names it; absent, with the reason, when there is none.
 std::optional<wasm::EngineConfig> find_wasmtime(std::string& reason);
 /// The keys of wasm-sandboxer's configuration for an engine, which is the default one then.
-std::string engine_toml(const wasm::EngineConfig& config);
+std::string engine_toml(const wasm::EngineConfig& config, const std::string& aot_cache = "none");
 /// The directory of the test modules; empty when KUASAR_LAB_MODULES names none.
 std::filesystem::path wasm_modules();
 

@@ -198,7 +198,8 @@ class WasmEdge : public Engine {
     return api.ResultOK(status) ? "" : words(status);
   }
 
-  // The compiler writes its object files beside its output, in the root of the process that compiles.
+  // The compiler writes its object files beside its output, in the root of the process that
+  // compiles.
   std::string compile(const std::string& bytes, std::string& code) override {
     constexpr const char* kOutput = "/module.wasm";
     // The numbers of proposals were others before.
