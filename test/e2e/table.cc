@@ -159,7 +159,7 @@ void run_long_case(const std::function<void(Case&)>& body) {
   if (!reason.empty()) SKIP(reason);
   for (const SandboxerUnderTest& sandboxer : sandboxers_under_test()) {
     DYNAMIC_SECTION(sandboxer.name) {
-      Lab lab(sandboxer, kConfig, std::nullopt, "warning");
+      Lab lab(sandboxer, kConfig, std::nullopt, "info");
       warm_up(lab);
       run_counted(lab, body);
     }
