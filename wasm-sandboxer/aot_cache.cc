@@ -18,6 +18,7 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "launch.h"
+#include "os/cgroup_files.h"
 #include "os/detached_mount.h"
 #include "os/fifo.h"
 #include "os/pidfd.h"
@@ -39,6 +40,7 @@ constexpr auto kKillTimeout = 5s;
 constexpr int kPatience = 5;
 // nobody: a user who owns nothing.
 constexpr std::uint32_t kNobody = 65534;
+constexpr const char* kFirstToGo = "1000";
 constexpr mode_t kDirMode = 0711;
 // Containers read it as their own users.
 constexpr mode_t kFileMode = 0444;
@@ -125,6 +127,10 @@ Result<Launch> plan_compiler(const UniqueFd& source, const UniqueFd& code,
   return launch;
 }
 
+bool is_digest(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
 Task<bool> is_cancelled() {
   const auto state = co_await asio::this_coro::cancellation_state;
   co_return state.cancelled() != asio::cancellation_type::none;
@@ -181,8 +187,8 @@ Result<UniqueFd> AotCache::directory() const {
 }
 
 void AotCache::want(Zygote& zygote, std::string digest, UniqueFd module) {
+  if (!dir_ || queue_.size() >= kMaxQueue || zygote.stamp().empty() || !is_digest(digest)) return;
   const std::string name = artifact_name(digest, zygote.stamp());
-  if (!dir_ || queue_.size() >= kMaxQueue) return;
   if (known_.size() >= kMaxKnown) known_.clear();
   if (!known_.insert(name).second) return;
   queue_.push_back({&zygote, std::move(digest), std::move(module)});
@@ -240,6 +246,8 @@ Task<Result<>> AotCache::run_compiler(Zygote& zygote, const UniqueFd& source,
   CO_TRY(const pid_t pid, co_await zygote.make_child(launch.request, launch.fds));
   launch.fds.clear();
   CO_CHECK(co_await spawner_.adopt(compiler_key(zygote), pid));
+  // It has the daemon's own score, which spares it; memory that is short is first taken from here.
+  (void)os::write_control(fmt::format("/proc/{}/oom_score_adj", pid), kFirstToGo);
   const auto patience = std::chrono::seconds(limits_.cpu_seconds * kPatience);
   Result<std::string> ready =
       co_await await_ready(pair.ours.get(), patience, "the compiler (has it enough memory?)");

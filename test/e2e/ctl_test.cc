@@ -243,6 +243,7 @@ TEST_CASE("ctl: inspect --timing shows the steps and waits of a start", "[e2e][t
       CHECK(took["Task.Create"] > took["OCI runtime"]);
     }
     const Ran shown = ctl(e, {"inspect", pod.id, "--timing"});
+    INFO(shown.output);
     for (const std::string& line : lines_of(shown.output)) CHECK(line.size() <= 100);
     CHECK(shown.output.find("Task.Create") != std::string::npos);
 

@@ -28,8 +28,8 @@
 #include "os/pidfd.h"
 #include "os/process_usage.h"
 #include "support/io_fixture.h"
+#include "support/wasm_driver_fixture.h"
 #include "support/wasm_engine.h"
-#include "support/wasm_worker.h"
 
 // WasmDriver with a real zygote and no containerd: recovery by a second driver, and the numbers.
 
@@ -41,127 +41,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 using State = state::v1::ContainerState;
 
-std::vector<wasm::EngineConfig> engines() {
-  return {lab_engine()};
-}
-
-struct Unmount {
-  fs::path target;
-  ~Unmount() { (void)os::unmount_all(target); }
-};
-
-/// A fake in one respect: our end of a control socket reads as ended at once, as it does when a
-/// child that broke out of its engine closes the other one and lives on.
-struct DeafHolder : os::LocalFdHolder {
-  bool deaf = false;
-
-  Result<> hold(const std::string& name, int fd) override {
-    if (deaf && name.starts_with("wasm/") && ::shutdown(fd, SHUT_RD) != 0) {
-      return fail_errno("shutdown", name);
-    }
-    return os::LocalFdHolder::hold(name, fd);
-  }
-};
-
-// A daemon's driver; what outlives a daemon is outside of it.
-struct Fixture {
-  IoFixture io;
-  os::DirectSpawner spawner;
-  DeafHolder holder;
-  BlockingPool pool{2};
-  TaskGroup group{io.executor()};
-  fs::path dir;
-  std::unique_ptr<wasm::WasmDriver> driver;
-  std::vector<std::string> ids;
-
-  Fixture() {
-    restart(engines());
-    char name[] = "/tmp/kuasar-wasm-XXXXXX";
-    dir = ::mkdtemp(name);
-  }
-  ~Fixture() {
-    for (const std::string& id : ids) {
-      (void)io.run(driver->remove(id));
-      // What a later driver has not taken over it does not know.
-      (void)os::unmount_all(dir / id / "rootfs");
-    }
-    driver.reset();
-    fs::remove_all(dir);
-  }
-  void restart(std::vector<wasm::EngineConfig> configs = engines()) {
-    // Its zygote goes with a driver, as with a daemon.
-    driver.reset();
-    driver = std::make_unique<wasm::WasmDriver>(spawner, pool, holder, std::move(configs),
-                                                worker_program());
-  }
-  std::shared_ptr<task::Stdio> stdio(const std::string& id, const std::string& exec = "") {
-    task::StdioPlan plan;
-    plan.container = id;
-    plan.exec = exec;
-    plan.console_dir = dir;
-    Result<std::shared_ptr<task::Stdio>> opened =
-        task::Stdio::open(group, io.executor(), holder, std::move(plan));
-    REQUIRE(opened);
-    return *opened;
-  }
-  static std::string process(const std::vector<std::string>& args) {
-    std::string words;
-    for (const std::string& arg : args) words += (words.empty() ? "\"" : ",\"") + arg + "\"";
-    return fmt::format(R"({{"args":[{}],"cwd":"/","user":{{"uid":1000,"gid":1000}}}})", words);
-  }
-  task::ContainerPlan plan(const std::string& id, const std::vector<std::string>& args,
-                           const std::string& mounts = "") {
-    ids.push_back(id);
-    fs::create_directories(dir / id / "rootfs");
-    const std::string text =
-        fmt::format(R"({{"process":{},"root":{{"path":"rootfs","readonly":true}},"mounts":[{}],)"
-                    R"("linux":{{"namespaces":[{{"type":"pid"}},{{"type":"mount"}}]}}}})",
-                    process(args), mounts);
-    Result<oci::Spec> spec = oci::Spec::parse(text);
-    REQUIRE(spec);
-    task::ContainerPlan plan;
-    plan.id = id;
-    plan.dir = dir / id;
-    plan.rootfs = dir / id / "rootfs";
-    plan.rootfs_mounts = {{"bind", wasm_modules(), {"rbind", "ro"}}};
-    plan.spec = std::move(*spec);
-    plan.runtime = "wasmedge";
-    return plan;
-  }
-  Result<> try_create(task::ContainerPlan plan) {
-    const auto streams = stdio(plan.id);
-    Result<> created = io.run(driver->create(std::move(plan), *streams), 40s);
-    streams->drop_process_ends();
-    return created;
-  }
-  void create(task::ContainerPlan plan) {
-    const Result<> created = try_create(std::move(plan));
-    INFO((created ? "" : created.error().message));
-    REQUIRE(created);
-  }
-  void create(const std::string& id, const std::vector<std::string>& args) {
-    create(plan(id, args));
-  }
-  // The exit code of a whole life.
-  int run(task::ContainerPlan plan) {
-    const std::string id = plan.id;
-    create(std::move(plan));
-    REQUIRE(io.run(driver->start(id)));
-    return exit_code(id);
-  }
-  std::shared_ptr<State> record(const std::string& id, State::Phase phase) const {
-    auto state = std::make_shared<State>();
-    state->set_id(id);
-    state->set_phase(phase);
-    state->set_runtime("wasmedge");
-    state->set_bundle(dir / id);
-    driver->save(id, *state);
-    return state;
-  }
-  int exit_code(const std::string& id, const std::string& exec = "") {
-    return io.run(driver->wait_exit({id, exec})).code;
-  }
-};
+using Fixture = WasmDriverFixture;
 
 int children() {
   int count = 0;
@@ -169,10 +49,6 @@ int children() {
       read_file(fmt::format("/proc/self/task/{}/children", ::getpid())).value_or(""));
   for (pid_t pid = 0; children >> pid;) ++count;
   return count;
-}
-
-double milliseconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
 
 }  // namespace
@@ -493,78 +369,6 @@ TEST_CASE("wasm driver: a process that closes its control socket and lives on is
   REQUIRE_FALSE(created);
   CHECK(created.error().code == Code::kResourceExhausted);
   CHECK(created.error().message.find("signal 9") != std::string::npos);
-}
-
-// tools/dev bench does not know it yet: kuasar_integration_tests '[.wasm-numbers]'.
-TEST_CASE("wasm numbers: create and start, starts per second, memory", "[.wasm-numbers]") {
-  Fixture f;
-  f.create("warm", {"/hello.wasm"});
-  REQUIRE(f.io.run(f.driver->start("warm")));
-  for (const std::string module : {"/hello.wasm", "/tool.wasm"}) {
-    std::vector<double> times;
-    for (int i = 0; i < 200; ++i) {
-      const std::string id = fmt::format("{}{}", module.substr(1, 4), i);
-      const auto streams = f.stdio(id);
-      task::ContainerPlan plan = f.plan(id, {module, "print", "x"});
-      const auto begin = Clock::now();
-      REQUIRE(f.io.run(f.driver->create(std::move(plan), *streams)));
-      REQUIRE(f.io.run(f.driver->start(id)));
-      times.push_back(milliseconds_since(begin));
-      REQUIRE(f.exit_code(id) == 0);
-    }
-    std::sort(times.begin(), times.end());
-    fmt::print(
-        "{}: create + start of 200, one after the other: p50 {:.2f} ms, p95 {:.2f}, min "
-        "{:.2f}\n",
-        module, times[100], times[190], times[0]);
-  }
-  const std::vector<std::string> hello = {"/hello.wasm"};
-  constexpr int kCount = 500;
-  constexpr int kAtOnce = 32;
-  int next = 0;
-  int failed = 0;
-  const auto one_after_the_other = [&]() -> Task<> {
-    while (next < kCount) {
-      const std::string id = fmt::format("p{}", next++);
-      const auto streams = f.stdio(id);
-      task::ContainerPlan plan = f.plan(id, hello);
-      Result<> done = co_await f.driver->create(std::move(plan), *streams);
-      if (done) done = co_await f.driver->start(id);
-      task::ProcessRef ref;
-      ref.container = id;
-      if (done) co_await f.driver->wait_exit(std::move(ref));
-      if (!done) ++failed;
-    }
-  };
-  const auto all = [&]() -> Task<> {
-    TaskGroup workers(co_await asio::this_coro::executor);
-    for (int i = 0; i < kAtOnce; ++i) workers.spawn(one_after_the_other());
-    co_await workers.join();
-  };
-  const auto begin = Clock::now();
-  f.io.run(all(), 120s);
-  fmt::print("{} hello.wasm to their end, {} at once: {:.0f}/s, {} failed\n", kCount, kAtOnce,
-             1000 * kCount / milliseconds_since(begin), failed);
-  CHECK(failed == 0);
-
-  for (const std::string module : {"/pause.wasm", "/tool.wasm"}) {
-    std::vector<std::string> sleepers;
-    for (int i = 0; i < 100; ++i) {
-      const std::string id = fmt::format("s{}{}", module.substr(1, 4), i);
-      f.create(id, {module, "sleep", "3600"});
-      REQUIRE(f.io.run(f.driver->start(id)));
-      sleepers.push_back(id);
-    }
-    os::MemoryUse sum;
-    for (const std::string& id : sleepers) {
-      const Result<os::MemoryUse> one = os::memory_of(f.driver->host_pid({id, ""}));
-      REQUIRE(one);
-      sum += *one;
-    }
-    fmt::print("100 running {}: {:.2f} MB PSS each\n", module,
-               static_cast<double>(sum.pss) / 100 / (1 << 20));
-    for (const std::string& id : sleepers) REQUIRE(f.io.run(f.driver->remove(id)));
-  }
 }
 
 }  // namespace kuasar::test

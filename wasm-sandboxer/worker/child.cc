@@ -187,14 +187,21 @@ std::string find_code(const std::string& name) {
 }
 
 // What the daemon is told once the module is loaded: its digest, if native code is wanted of it.
-std::string load_module(const Inheritance& zygote, const Plan& plan, int control) {
+// The guest never has the calls that only loading of such code needs; a module without it neither.
+std::string load_module(const Inheritance& zygote, const Confinement& confinement) {
+  const Plan& plan = confinement.plan;
+  const int control = confinement.control;
   const std::string bytes = read_module(plan, control);
   const bool cached = plan.cache != kNone && !zygote.stamp.empty();
   const std::string digest = cached ? sha256_of(bytes) : "";
   const std::string code = cached ? find_code(artifact_name(digest, zygote.stamp)) : "";
   ::close(kCacheFd);
+  const bool narrows = plan.cache != kNone;
+  const FilterOptions running{zygote.engine.compiles(), false};
+  if (narrows && code.empty()) confinement.forbid_calls(running);
   const std::string why = zygote.engine.load(plan, bytes, code);
   if (!why.empty()) refuse(control, "module \"" + plan.module + "\" is refused: " + why);
+  if (narrows && !code.empty()) confinement.forbid_calls(running);
   if (code.empty()) return digest;
   ::close(kModuleFd);
   return "";
@@ -297,9 +304,8 @@ void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
   const Confinement rest{plan, fds, control};
   rest.forbid_calls({engine.compiles() || compiles, !compiles && plan.cache != kNone});
   if (compiles) compile(engine, kSourceFd, kCodeFd, control);
-  const std::string wanted = load_module(zygote, plan, control);
-  // The guest never sees what only loading needed, neither memory nor calls.
-  if (plan.cache != kNone) rest.forbid_calls({engine.compiles(), false});
+  const std::string wanted = load_module(zygote, rest);
+  // What only parsing needed.
   ::malloc_trim(0);
   await_start(control, wanted);
   const GuestEnd end = engine.run(plan);
