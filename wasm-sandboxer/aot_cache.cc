@@ -198,31 +198,39 @@ void AotCache::want(Zygote& zygote, std::string digest, UniqueFd module) {
 Task<> AotCache::run(std::vector<Zygote*> zygotes) {
   for (Zygote* zygote : zygotes) co_await end_compiler(*zygote);
   // A wait that begins after the cancellation would not end by it.
-  for (bool cancelled = false; !cancelled; cancelled = co_await is_cancelled()) {
+  bool cancelled = co_await is_cancelled();
+  while (!cancelled) {
     if (queue_.empty()) {
       more_ = std::make_shared<Event>();
       const auto more = more_;
       co_await more->wait();
-      continue;
+    } else {
+      co_await compile_next();
     }
-    Job job = std::move(queue_.front());
-    queue_.pop_front();
-    const std::string name = artifact_name(job.digest, job.zygote->stamp());
-    const auto begun = std::chrono::steady_clock::now();
-    Result<> done = co_await compile(job);
-    co_await end_compiler(*job.zygote);
-    const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
-        std::chrono::steady_clock::now() - begun);
-    const std::string_view engine = job.zygote->config().name;
-    if (done) {
-      known_.erase(name);
-      log::info({}, "module {} is compiled for {}: {} ms", job.digest.substr(0, 12), engine,
-                took.count());
-    } else if (const bool ends = co_await is_cancelled(); !ends) {
-      log::warning({}, "module {} is not compiled for {}: {}", job.digest.substr(0, 12), engine,
-                   done.error().message);
-    }
+    cancelled = co_await is_cancelled();
   }
+}
+
+Task<> AotCache::compile_next() {
+  Job job = std::move(queue_.front());
+  queue_.pop_front();
+  busy_ = true;
+  const auto begun = std::chrono::steady_clock::now();
+  Result<> done = co_await compile(job);
+  co_await end_compiler(*job.zygote);
+  busy_ = false;
+  const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::steady_clock::now() - begun);
+  const std::string_view engine = job.zygote->config().name;
+  const std::string_view module = std::string_view(job.digest).substr(0, 12);
+  if (done) {
+    known_.erase(artifact_name(job.digest, job.zygote->stamp()));
+    log::info({}, "module {} is compiled for {}: {} ms", module, engine, took.count());
+    co_return;
+  }
+  const bool cancelled = co_await is_cancelled();
+  if (cancelled) co_return;
+  log::warning({}, "module {} is not compiled for {}: {}", module, engine, done.error().message);
 }
 
 Task<Result<>> AotCache::compile(Job& job) {

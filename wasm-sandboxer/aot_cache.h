@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -47,6 +48,8 @@ class AotCache {
   /// A module, open for reading, is to be compiled some time; what is queued or has failed already
   /// is not. `digest` is what a child says of it, and is not believed.
   void want(Zygote& zygote, std::string digest, UniqueFd module);
+  /// Modules that are queued or under way.
+  std::size_t pending() const { return queue_.size() + (busy_ ? 1 : 0); }
   /// Ends what compilers an earlier daemon left with these, then compiles what is wanted, until it
   /// is cancelled. Once per object.
   Task<> run(std::vector<Zygote*> zygotes);
@@ -58,6 +61,7 @@ class AotCache {
     UniqueFd module;
   };
 
+  Task<> compile_next();
   Task<Result<>> compile(Job& job);
   Task<Result<>> run_compiler(Zygote& zygote, const UniqueFd& source, const UniqueFd& code);
   /// Of this daemon or of an earlier one.
@@ -71,6 +75,7 @@ class AotCache {
   UniqueFd dir_;
   std::string path_;
   std::deque<Job> queue_;
+  bool busy_ = false;
   /// Wanted and not to be wanted again: queued, under way, or not to be compiled.
   std::set<std::string> known_;
   std::shared_ptr<Event> more_;

@@ -100,12 +100,11 @@ struct Fixture {
   }
   // It is compiled, or will not be.
   void await_compiler() {
-    worker.io.run(sleep_for(300ms));
     const auto until = std::chrono::steady_clock::now() + 60s;
-    const std::string key = "compiler/" + worker.zygote.config().name;
-    while (worker.io.run(worker.spawner.find(key)) && std::chrono::steady_clock::now() < until) {
+    while (cache.pending() > 0 && std::chrono::steady_clock::now() < until) {
       worker.io.run(sleep_for(5ms));
     }
+    CHECK(cache.pending() == 0);
   }
 };
 
@@ -216,6 +215,21 @@ TEST_CASE("wasm AOT: a guest has no way to the cache, and no call that only load
   CHECK(wait_until(only_streams, 10s));
   REQUIRE(os::pidfd_signal(running->process.pidfd.get(), SIGKILL));
   CHECK(f.worker.finish(std::move(*running)).code == 137);
+}
+
+TEST_CASE("wasm AOT: a daemon that ends does not wait for its compiler", "[root][wasm]") {
+  Fixture f;
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  // Its group is cancelled while it compiles, and has been when it begins.
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"));
+  const int turns = GENERATE(0, 1, 10);
+  for (int i = 0; i < turns; ++i) f.worker.io.run(sleep_for(5ms));
+  f.worker.io.run(Fixture::end(f.group));
+  CHECK_FALSE(f.worker.io.run(f.worker.spawner.find("compiler/" + f.worker.zygote.config().name)));
+  TaskGroup late(f.worker.io.executor());
+  wasm::AotCache other(f.worker.spawner, f.pool, {});
+  late.spawn(other.run({&f.worker.zygote}));
+  f.worker.io.run(Fixture::end(late));
 }
 
 TEST_CASE("wasm AOT: the digest that is told is not believed", "[root][wasm]") {

@@ -134,7 +134,7 @@ void keep_only(const std::vector<int>& fds, int control) {
   }
 }
 
-// As the container's user, inside its root. Its file stays open as kModuleFd.
+// As the container's user, inside its root. Its file is open as kModuleFd then.
 std::string read_module(const Plan& plan, int control) {
   // Of the root, as RESOLVE_IN_ROOT begins there also with an absolute one.
   const std::string& path = plan.module;
@@ -196,15 +196,15 @@ std::string load_module(const Inheritance& zygote, const Confinement& confinemen
   const std::string digest = cached ? sha256_of(bytes) : "";
   const std::string code = cached ? find_code(artifact_name(digest, zygote.stamp)) : "";
   ::close(kCacheFd);
+  const bool wanted = cached && code.empty();
+  if (!wanted) ::close(kModuleFd);
   const bool narrows = plan.cache != kNone;
   const FilterOptions running{zygote.engine.compiles(), false};
   if (narrows && code.empty()) confinement.forbid_calls(running);
   const std::string why = zygote.engine.load(plan, bytes, code);
   if (!why.empty()) refuse(control, "module \"" + plan.module + "\" is refused: " + why);
   if (narrows && !code.empty()) confinement.forbid_calls(running);
-  if (code.empty()) return digest;
-  ::close(kModuleFd);
-  return "";
+  return wanted ? digest : "";
 }
 
 [[noreturn]] void compile(Engine& engine, int source, int target, int control) {
