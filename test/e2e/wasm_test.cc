@@ -393,9 +393,8 @@ TEST_CASE("T9: wasm: kill -9 of the daemon, the keeper and the zygote: container
   });
 }
 
-// Hidden: fails at times (docs/WASM.md, "Not yet").
 TEST_CASE("wasm: the daemon dies after a container was let go, before it is noted",
-          "[.known-race][e2e][wasm]") {
+          "[e2e][wasm][matrix]") {
   run_wasm_case([](Case& e) {
     if (!e.lab().has_failpoints()) SKIP("the sandboxer was built without failpoints");
     const Pod pod = e.run_pod();
