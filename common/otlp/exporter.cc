@@ -23,6 +23,7 @@ using namespace std::chrono_literals;
 
 constexpr std::size_t kBatch = 512;
 constexpr auto kLastAttempt = 1s;
+constexpr auto kReconnect = 2s;
 
 /// One Export, shared with gRPC's callback.
 struct Send {
@@ -137,6 +138,8 @@ Task<> Exporter::send_batch() {
   const std::chrono::milliseconds patience =
       impl.stopping.is_set() ? kLastAttempt : impl.options.timeout;
   send->context.set_deadline(std::chrono::system_clock::now() + patience);
+  // Of a receiver that has just come back, too: gRPC is about to try again.
+  send->context.set_wait_for_ready(true);
   impl.stub->async()->Export(&send->context, &send->request, &send->response,
                              [io = impl.io, send](grpc::Status status) {
                                send->status = std::move(status);
@@ -155,8 +158,13 @@ Task<> Exporter::send_batch() {
 
 Task<> Exporter::run() {
   Impl& impl = *impl_;
-  impl.stub = api::TraceService::NewStub(
-      grpc::CreateChannel(impl.options.target, grpc::InsecureChannelCredentials()));
+  grpc::ChannelArguments arguments;
+  // Its own goes up to two minutes.
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnect / 1ms);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kReconnect / 1ms);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnect / 1ms);
+  impl.stub = api::TraceService::NewStub(grpc::CreateCustomChannel(
+      impl.options.target, grpc::InsecureChannelCredentials(), arguments));
   while (!impl.stopping.is_set()) {
     if (impl.queue.size() < kBatch) co_await impl.stopping.wait_for(impl.options.interval);
     if (!impl.queue.empty()) co_await send_batch();

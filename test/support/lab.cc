@@ -160,13 +160,7 @@ std::vector<std::string> Lab::environment() const {
 void Lab::start_sandboxer() {
   if (!sandboxer_.ours()) return;
   const std::size_t before = count_lines(sandboxer_log(), " ready");
-  auto child = Child::spawn({{(executable_dir() / sandboxer_.program).string(), "--listen",
-                              listen(), "--dir", dir(), "--config", root_ / "etc/sandboxer.toml",
-                              "--containerd", containerd_socket(), "--log-level", log_level_},
-                             environment(),
-                             sandboxer_log()});
-  if (!child) give_up(child.error().message);
-  sandboxer_process_ = std::move(*child);
+  spawn_sandboxer();
   // Its sockets say nothing: they are open while there is a keeper.
   const bool up = wait_until(
       [&] {
@@ -177,6 +171,16 @@ void Lab::start_sandboxer() {
   const bool long_away =
       away_since_ && std::chrono::steady_clock::now() - *away_since_ > kConnectDeadline;
   if (long_away) await_containerd();
+}
+
+void Lab::spawn_sandboxer() {
+  auto child = Child::spawn({{(executable_dir() / sandboxer_.program).string(), "--listen",
+                              listen(), "--dir", dir(), "--config", root_ / "etc/sandboxer.toml",
+                              "--containerd", containerd_socket(), "--log-level", log_level_},
+                             environment(),
+                             sandboxer_log()});
+  if (!child) give_up(child.error().message);
+  sandboxer_process_ = std::move(*child);
 }
 
 // T27: containerd gives up a connection that nobody accepts for a second, and fails Controller

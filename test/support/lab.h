@@ -82,6 +82,8 @@ class Lab {
   bool healthy();
 
   void start_sandboxer();
+  /// The same without waiting until it serves.
+  void spawn_sandboxer();
   /// SIGTERM and the wait for the end; returns the exit code.
   int stop_sandboxer();
   void kill_sandboxer();

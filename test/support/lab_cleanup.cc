@@ -1,3 +1,4 @@
+#include <fmt/format.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 #include <fstream>
 #include <set>
 #include <sstream>
+#include <vector>
 
 #include "base/unique_fd.h"
 #include "os/process_usage.h"
@@ -194,12 +196,22 @@ void remove_stale_labs() {
 }
 
 pid_t lab_keeper(const fs::path& dir) {
+  std::vector<pid_t> found;
   for (const pid_t pid : os::all_pids()) {
     const std::string words = read_text("/proc/" + std::to_string(pid) + "/cmdline");
     if (words.find("kuasar-keeper") != std::string::npos &&
         words.find(dir.native() + "/") != std::string::npos) {
-      return pid;
+      found.push_back(pid);
     }
+  }
+  // A child of the keeper's has its command line until it executes its program, and, when pids have
+  // wrapped around, perhaps a lower pid.
+  for (const pid_t pid : found) {
+    const std::string status = read_text("/proc/" + std::to_string(pid) + "/status");
+    const bool is_child = std::any_of(found.begin(), found.end(), [&](pid_t parent) {
+      return status.find(fmt::format("\nPPid:\t{}\n", parent)) != std::string::npos;
+    });
+    if (!is_child) return pid;
   }
   return 0;
 }

@@ -133,6 +133,7 @@ TEST_CASE("otlp: without a receiver nothing waits, the queue has a bound, and th
   options.name = "test";
   options.version = "1";
   options.interval = 10ms;
+  options.timeout = 200ms;
   options.queue_limit = 3;
   Exporter exporter(io.executor(), std::move(options));
   for (int i = 0; i < 5; ++i) exporter.call_ended(call(nullptr));
