@@ -24,6 +24,7 @@ using namespace std::chrono_literals;
 constexpr std::size_t kBatch = 512;
 constexpr auto kLastAttempt = 1s;
 constexpr auto kReconnect = 2s;
+constexpr auto kLook = 50ms;
 
 /// One Export, shared with gRPC's callback.
 struct Send {
@@ -109,6 +110,7 @@ struct Exporter::Impl {
   Options options;
   std::mt19937_64 random;
   std::deque<Span> queue;
+  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<api::TraceService::Stub> stub;
   Event stopping;
   bool failing = false;
@@ -129,17 +131,35 @@ void Exporter::call_ended(const CallEnd& call) {
   impl_->queue_up(spans_of(call, now, random));
 }
 
+// False after the patience with a receiver, or at the stop. gRPC's own waiting (wait_for_ready) is
+// not used: with 1.51 the process aborts at times when the channel ends ("prior > 0" in
+// ref_counted.h).
+Task<bool> Exporter::await_receiver() {
+  Impl& impl = *impl_;
+  const auto until = std::chrono::steady_clock::now() + impl.options.timeout;
+  bool stopping = false;
+  while (impl.channel->GetState(true) != GRPC_CHANNEL_READY) {
+    if (stopping || std::chrono::steady_clock::now() >= until) co_return false;
+    stopping = co_await impl.stopping.wait_for(kLook);
+  }
+  co_return true;
+}
+
 Task<> Exporter::send_batch() {
   Impl& impl = *impl_;
+  const bool there = co_await await_receiver();
   const auto send = std::make_shared<Send>();
   const std::size_t before = impl.queue.size();
   send->request = impl.next_batch();
   const std::size_t spans = before - impl.queue.size();
+  if (!there) {
+    send->status = grpc::Status(grpc::StatusCode::UNAVAILABLE, "nobody answers there");
+    impl.settle(*send, spans);
+    co_return;
+  }
   const std::chrono::milliseconds patience =
       impl.stopping.is_set() ? kLastAttempt : impl.options.timeout;
   send->context.set_deadline(std::chrono::system_clock::now() + patience);
-  // Of a receiver that has just come back, too: gRPC is about to try again.
-  send->context.set_wait_for_ready(true);
   impl.stub->async()->Export(&send->context, &send->request, &send->response,
                              [io = impl.io, send](grpc::Status status) {
                                send->status = std::move(status);
@@ -163,8 +183,9 @@ Task<> Exporter::run() {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnect / 1ms);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kReconnect / 1ms);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnect / 1ms);
-  impl.stub = api::TraceService::NewStub(grpc::CreateCustomChannel(
-      impl.options.target, grpc::InsecureChannelCredentials(), arguments));
+  impl.channel =
+      grpc::CreateCustomChannel(impl.options.target, grpc::InsecureChannelCredentials(), arguments);
+  impl.stub = api::TraceService::NewStub(impl.channel);
   while (!impl.stopping.is_set()) {
     if (impl.queue.size() < kBatch) co_await impl.stopping.wait_for(impl.options.interval);
     if (!impl.queue.empty()) co_await send_batch();

@@ -46,6 +46,7 @@ class Exporter {
   std::size_t dropped() const;
 
  private:
+  Task<bool> await_receiver();
   Task<> send_batch();
 
   struct Impl;
