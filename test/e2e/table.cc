@@ -182,16 +182,22 @@ void run_wasm_case(const std::function<void(Case&)>& body) {
   run_counted(lab_for(wasm_sandboxer(), wasm_toml()), body);
 }
 
-void run_engine_case(const std::function<void(Case&)>& body) {
+void for_each_engine(const std::function<void(const wasm::EngineConfig&)>& body) {
   if (!Lab::unavailable().empty()) SKIP(Lab::unavailable());
   for (const auto find : {&find_wasmedge, &find_wasmtime}) {
     DYNAMIC_SECTION((find == &find_wasmedge ? "WasmEdge" : "Wasmtime")) {
       std::string reason;
       const std::optional<wasm::EngineConfig> engine = find(reason);
       if (!engine) SKIP(reason);
-      run_counted(lab_for(wasm_sandboxer(), kConfig + engine_toml(*engine)), body);
+      body(*engine);
     }
   }
+}
+
+void run_engine_case(const std::function<void(Case&)>& body) {
+  for_each_engine([&](const wasm::EngineConfig& engine) {
+    run_counted(lab_for(wasm_sandboxer(), kConfig + engine_toml(engine)), body);
+  });
 }
 
 void run_wasm_case_with(const std::string& config, const std::function<void(Case&)>& body) {

@@ -11,6 +11,7 @@
 
 #include "support/cri_client.h"
 #include "support/lab.h"
+#include "support/wasm_engine.h"
 
 // The one table of e2e cases. A case is a function on a Case; run_case calls it for every sandboxer
 // under test, on a lab that all cases of that sandboxer share, and compares the census of before
@@ -109,6 +110,8 @@ void run_long_case(const std::function<void(Case&)>& body);
 /// the case's own. Skipped where there is no engine.
 void run_wasm_case(const std::function<void(Case&)>& body);
 void run_wasm_case_with(const std::string& config, const std::function<void(Case&)>& body);
+/// A section for every engine of the wasm kind that there is; the others are skipped in words.
+void for_each_engine(const std::function<void(const wasm::EngineConfig&)>& body);
 /// The same as run_wasm_case() for every engine, one section each.
 void run_engine_case(const std::function<void(Case&)>& body);
 /// A container that runs a module of the test image: {"/tool.wasm", "print", "hello"}.

@@ -2,7 +2,6 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,19 +38,13 @@ struct CacheDir {
 };
 
 void run_cached_case(const std::function<void(Case&, const CacheDir&)>& body) {
-  if (!Lab::unavailable().empty()) SKIP(Lab::unavailable());
-  for (const auto find : {&find_wasmedge, &find_wasmtime}) {
-    DYNAMIC_SECTION((find == &find_wasmedge ? "WasmEdge" : "Wasmtime")) {
-      std::string reason;
-      const std::optional<wasm::EngineConfig> engine = find(reason);
-      if (!engine) SKIP(reason);
-      const CacheDir cache;
-      run_wasm_case_with(engine_toml(*engine, cache.path), [&](Case& e) {
-        cache.clear();
-        body(e, cache);
-      });
-    }
-  }
+  for_each_engine([&](const wasm::EngineConfig& engine) {
+    const CacheDir cache;
+    run_wasm_case_with(engine_toml(engine, cache.path), [&](Case& e) {
+      cache.clear();
+      body(e, cache);
+    });
+  });
 }
 
 Finished run_tool(Case& e, const Pod& pod, std::vector<std::string> words) {
