@@ -6,9 +6,7 @@
 
 namespace kuasar::wasm {
 
-/// The filter of system calls of a child that runs a module (seccomp(2)): files, clocks and memory,
-/// else ENOSYS; EPERM for arguments that are not allowed. Another architecture's calls end the
-/// process. Pure.
+/// What a child may do beyond files, clocks and memory that is not executable.
 struct FilterOptions {
   /// Threads, and memory that is executable and not writable: an engine that compiles.
   bool compiles = false;
@@ -16,6 +14,10 @@ struct FilterOptions {
   /// our own cache is loaded.
   bool loads_code = false;
 };
+
+/// The filter of system calls of a child that runs a module (seccomp(2)): files, clocks and memory,
+/// else ENOSYS; EPERM for arguments that are not allowed. Another architecture's calls end the
+/// process. Pure.
 std::vector<sock_filter> build_filter(FilterOptions options);
 
 }  // namespace kuasar::wasm
