@@ -200,22 +200,36 @@ TEST_CASE("T4: stats: ContainerStats agree with the kernel's own numbers", "[e2e
     e.await_output(container, "up\n");
     REQUIRE(wait_until([] { return processes_with("sleep 3607").size() == 1; }, kPatience));
     const os::CgroupControllers cgroups = cgroups_of("sleep 3607");
-    const std::uint64_t before = kernel_cpu_time(cgroups);
-    const auto stats = e.cri().container_stats(container.id);
-    const std::uint64_t after = kernel_cpu_time(cgroups);
-    REQUIRE(stats);
+    const bool v2 = cgroups.memory.v2;
+    // The kernel may take charged pages back at any time: compared is what stood still meanwhile.
+    const auto usage = [&] {
+      return os::read_control_number(
+          cgroups.memory.file(v2 ? "memory.current" : "memory.usage_in_bytes"));
+    };
+    std::uint64_t before = 0;
+    std::uint64_t after = 0;
+    std::optional<cri::ContainerStats> stats;
+    const bool stood_still = wait_until(
+        [&] {
+          const auto usage_before = usage();
+          before = kernel_cpu_time(cgroups);
+          auto answer = e.cri().container_stats(container.id);
+          after = kernel_cpu_time(cgroups);
+          REQUIRE(answer);
+          stats = std::move(*answer);
+          return usage_before && usage() == usage_before;
+        },
+        kPatience);
+    REQUIRE(stood_still);
+    CHECK(stats->memory().usage_bytes().value() == usage());
     CHECK(stats->cpu().usage_core_nano_seconds().value() > 0);
     CHECK(stats->cpu().usage_core_nano_seconds().value() >= before);
     CHECK(stats->cpu().usage_core_nano_seconds().value() <= after);
-    const bool v2 = cgroups.memory.v2;
     const auto text = read_file(cgroups.memory.file("memory.stat"));
     REQUIRE(text);
     CHECK(stats->memory().rss_bytes().value() == os::keyed_value(*text, v2 ? "anon" : "total_rss"));
     CHECK(stats->memory().page_faults().value() ==
           os::keyed_value(*text, v2 ? "pgfault" : "total_pgfault"));
-    CHECK(stats->memory().usage_bytes().value() ==
-          os::read_control_number(
-              cgroups.memory.file(v2 ? "memory.current" : "memory.usage_in_bytes")));
     CHECK(stats->memory().available_bytes().value() ==
           64 * kMiB - stats->memory().working_set_bytes().value());
   });
