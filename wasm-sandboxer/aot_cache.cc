@@ -1,8 +1,6 @@
 #include "aot_cache.h"
 
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -21,21 +19,17 @@
 #include "os/cgroup_files.h"
 #include "os/detached_mount.h"
 #include "os/fifo.h"
-#include "os/pidfd.h"
-#include "os/pidfd_wait.h"
 #include "worker/artifact.h"
 #include "worker/digest.h"
 
 namespace kuasar::wasm {
 namespace {
 
-using namespace std::chrono_literals;
 namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxQueue = 64;
 // Names that are remembered; a daemon that has seen more asks again.
 constexpr std::size_t kMaxKnown = 4096;
-constexpr auto kKillTimeout = 5s;
 // Of the clock, for a machine that is busy with better things: it has the lowest priority.
 constexpr int kPatience = 5;
 // nobody: a user who owns nothing.
@@ -45,7 +39,7 @@ constexpr mode_t kDirMode = 0711;
 // Containers read it as their own users.
 constexpr mode_t kFileMode = 0444;
 
-std::string compiler_key(const Zygote& zygote) {
+std::string compiler_key(const EngineZygote& zygote) {
   return "compiler/" + zygote.config().name;
 }
 
@@ -67,19 +61,6 @@ Result<std::string> read_all(int fd, std::uint64_t limit) {
     done += static_cast<std::size_t>(n);
   }
   return bytes;
-}
-
-Result<UniqueFd> memory_file(const char* name, std::string_view bytes) {
-  UniqueFd fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd) return fail_errno("memfd_create");
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n = ::write(fd.get(), bytes.data() + done, bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return fail_errno("write", name);
-    done += static_cast<std::size_t>(n);
-  }
-  return fd;
 }
 
 // The module as it is now, in a file that nobody can change: its owner can change his own.
@@ -125,15 +106,6 @@ Result<Launch> plan_compiler(const UniqueFd& source, const UniqueFd& code,
   limit(RLIMIT_FSIZE, limits.code);
   limit(RLIMIT_CORE, 0);
   return launch;
-}
-
-bool is_digest(const std::string& text) {
-  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
-
-Task<bool> is_cancelled() {
-  const auto state = co_await asio::this_coro::cancellation_state;
-  co_return state.cancelled() != asio::cancellation_type::none;
 }
 
 struct File {
@@ -186,7 +158,7 @@ Result<UniqueFd> AotCache::directory() const {
   return os::duplicate(dir_.get());
 }
 
-void AotCache::want(Zygote& zygote, std::string digest, UniqueFd module) {
+void AotCache::want(EngineZygote& zygote, std::string digest, UniqueFd module) {
   if (!dir_ || queue_.size() >= kMaxQueue || zygote.stamp().empty() || !is_digest(digest)) return;
   const std::string name = artifact_name(digest, zygote.stamp());
   if (known_.size() >= kMaxKnown) known_.clear();
@@ -195,8 +167,8 @@ void AotCache::want(Zygote& zygote, std::string digest, UniqueFd module) {
   more_->set();
 }
 
-Task<> AotCache::run(std::vector<Zygote*> zygotes) {
-  for (Zygote* zygote : zygotes) co_await end_compiler(*zygote);
+Task<> AotCache::run(std::vector<EngineZygote*> zygotes) {
+  for (EngineZygote* zygote : zygotes) co_await os::end_named(spawner_, compiler_key(*zygote));
   // A wait that begins after the cancellation would not end by it.
   bool cancelled = co_await is_cancelled();
   while (!cancelled) {
@@ -217,7 +189,7 @@ Task<> AotCache::compile_next() {
   busy_ = true;
   const auto begun = std::chrono::steady_clock::now();
   Result<> done = co_await compile(job);
-  co_await end_compiler(*job.zygote);
+  co_await os::end_named(spawner_, compiler_key(*job.zygote));
   busy_ = false;
   const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
       std::chrono::steady_clock::now() - begun);
@@ -244,9 +216,9 @@ Task<Result<>> AotCache::compile(Job& job) {
   co_return co_await pool_.run(std::move(write));
 }
 
-Task<Result<>> AotCache::run_compiler(Zygote& zygote, const UniqueFd& source,
+Task<Result<>> AotCache::run_compiler(EngineZygote& zygote, const UniqueFd& source,
                                       const UniqueFd& code) {
-  co_await end_compiler(zygote);
+  co_await os::end_named(spawner_, compiler_key(zygote));
   CO_TRY(Launch launch, plan_compiler(source, code, limits_));
   CO_TRY(SocketPair pair, make_socket_pair());
   launch.fds[kControlFd] = std::move(pair.theirs);
@@ -261,22 +233,6 @@ Task<Result<>> AotCache::run_compiler(Zygote& zygote, const UniqueFd& source,
       co_await await_ready(pair.ours.get(), patience, "the compiler (has it enough memory?)");
   if (!ready) co_return fail(std::move(ready).error());
   co_return Result<>();
-}
-
-Task<> AotCache::end_compiler(Zygote& zygote) {
-  Result<os::Process> known = co_await spawner_.find(compiler_key(zygote));
-  if (!known) co_return;
-  (void)os::pidfd_signal(known->pidfd.get(), SIGKILL);
-  const bool cancelled = co_await is_cancelled();
-  bool ended = false;
-  if (cancelled) {
-    pollfd entry{known->pidfd.get(), POLLIN, 0};
-    ended = ::poll(&entry, 1, std::chrono::milliseconds(kKillTimeout).count()) == 1;
-  } else {
-    ended = co_await os::pidfd_wait_for(known->pidfd.get(), kKillTimeout);
-  }
-  if (!ended) log::error({}, "the compiler (pid {}) does not end on SIGKILL", known->pid);
-  spawner_.acknowledge(*known);
 }
 
 Result<> AotCache::keep(const std::string& name, const UniqueFd& code) const {

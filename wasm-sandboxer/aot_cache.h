@@ -47,25 +47,23 @@ class AotCache {
   Result<UniqueFd> directory() const;
   /// A module, open for reading, is to be compiled some time; what is queued or has failed already
   /// is not. `digest` is what a child says of it, and is not believed.
-  void want(Zygote& zygote, std::string digest, UniqueFd module);
+  void want(EngineZygote& zygote, std::string digest, UniqueFd module);
   /// Modules that are queued or under way.
   std::size_t pending() const { return queue_.size() + (busy_ ? 1 : 0); }
   /// Ends what compilers an earlier daemon left with these, then compiles what is wanted, until it
   /// is cancelled. Once per object.
-  Task<> run(std::vector<Zygote*> zygotes);
+  Task<> run(std::vector<EngineZygote*> zygotes);
 
  private:
   struct Job {
-    Zygote* zygote;
+    EngineZygote* zygote;
     std::string digest;
     UniqueFd module;
   };
 
   Task<> compile_next();
   Task<Result<>> compile(Job& job);
-  Task<Result<>> run_compiler(Zygote& zygote, const UniqueFd& source, const UniqueFd& code);
-  /// Of this daemon or of an earlier one.
-  Task<> end_compiler(Zygote& zygote);
+  Task<Result<>> run_compiler(EngineZygote& zygote, const UniqueFd& source, const UniqueFd& code);
   /// Writes the file and makes room for it. Blocking.
   Result<> keep(const std::string& name, const UniqueFd& code) const;
 

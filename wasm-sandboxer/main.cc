@@ -15,14 +15,15 @@ Result<daemon::Engine> make_engine(daemon::Parts& parts, const wasm::WasmConfig&
   daemon::Engine engine;
   engine.factory = std::make_unique<sandbox::NamespaceSandboxFactory>(
       sandbox::PodTools{parts.pool, parts.spawner, parts.paths, pid_init, config.default_sysctls});
-  wasm::AotCache::Limits limits;
-  limits.total = static_cast<std::uint64_t>(config.aot_cache_mib) << 20;
+  wasm::WasmDriver::Limits limits;
+  limits.cache.total = static_cast<std::uint64_t>(config.aot_cache_mib) << 20;
   auto driver = std::make_unique<wasm::WasmDriver>(parts.spawner, parts.pool, parts.holder,
-                                                   config.engines(), worker, limits);
+                                                   config.engines(), worker, config.mode(), limits);
   if (config.aot_cache != wasm::WasmConfig::kNoPath) {
     // Containers run without it.
     if (Result<> opened = driver->open_cache(config.aot_cache); opened) {
-      engine.background = [raw = driver.get()] { return raw->run_cache(); };
+      engine.background = {[raw = driver.get()] { return raw->run_cache(); },
+                           [raw = driver.get()] { return raw->run_zygotes(); }};
     } else {
       log::warning({}, "no native code is kept: {}", opened.error().message);
     }

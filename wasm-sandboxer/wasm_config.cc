@@ -34,6 +34,7 @@ daemon::ConfigTable wasm_config_table(WasmConfig& config) {
   daemon::add_daemon_keys(table, config.daemon);
   table.add_bool("default_sysctls", &config.default_sysctls);
   table.add_word("engine", {"wasmedge", "wasmtime"}, &config.engine);
+  table.add_word("zygote", {"engine", "module"}, &config.zygote);
   table.add_string("wasmedge_library", &config.wasmedge_library);
   table.add_path_or("wasmedge_loader", WasmConfig::kNoPath, &config.wasmedge_loader);
   table.add_path_or("wasmedge_library_path", WasmConfig::kNoPath, &config.wasmedge_library_path);

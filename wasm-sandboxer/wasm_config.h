@@ -6,6 +6,7 @@
 
 #include "daemon/args.h"
 #include "daemon/daemon_config.h"
+#include "run_mode.h"
 #include "zygote.h"
 
 namespace kuasar::wasm {
@@ -24,6 +25,8 @@ struct WasmConfig {
   /// The engine of handlers that name none.
   std::string engine = "wasmedge";
 
+  /// Of handlers that say nothing of it: "engine", or "module" (module_zygotes.h).
+  std::string zygote = "engine";
   /// Of native code; kNoPath: none is kept.
   std::string aot_cache = "/var/cache/kuasar-wasm";
   std::int64_t aot_cache_mib = 1024;
@@ -33,6 +36,8 @@ struct WasmConfig {
   WasmConfig();
   /// The engines, the default one first.
   std::vector<EngineConfig> engines() const;
+  /// Of handlers that name none.
+  RunMode mode() const { return {engine, zygote == RunMode::kModule}; }
 };
 
 /// Names and default paths of this sandboxer.

@@ -1,5 +1,6 @@
 #include "wasm_driver.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -29,6 +30,9 @@ constexpr auto kLoadTimeout = 60s;
 constexpr auto kKillTimeout = 5s;
 // Of a pod; containerd passes it on when the handler's pod_annotations say so.
 constexpr std::string_view kEngineAnnotation = "io.kuasar.wasm.engine";
+// Of a container: containerd's annotations.ImageName.
+constexpr std::string_view kImageAnnotation = "io.kubernetes.cri.image-name";
+constexpr auto kScopeTimeout = 2s;
 // How a child ends that nobody can start any more (worker/child.cc); also an end of which nothing
 // is known.
 constexpr int kNeverStarted = 255;
@@ -59,34 +63,60 @@ Result<> add_streams(Launch& launch, const task::Stdio& stdio) {
   return {};
 }
 
+// Of a module: the same image has another one under another path.
+std::string name_of(const std::string& image, const Plan& plan) {
+  if (image.empty()) return "";
+  return image + "\n" + (plan.module.front() == '/' ? "" : plan.cwd + "/") + plan.module;
+}
+
+// Zygotes of modules have no network: what is of no pod's has the host's.
+Result<> join_own_network(Launch& launch) {
+  UniqueFd network(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+  if (!network) return fail_errno("open", "/proc/self/ns/net");
+  launch.plan.namespaces.insert(launch.plan.namespaces.begin(), launch.add(std::move(network)));
+  return {};
+}
+
+// systemd forgets a scope when it has seen the end of its last process.
+Task<> await_end_of(const Scope& scope) {
+  const std::string path = os::cgroup_path_of(scope.cgroups_path);
+  const auto until = std::chrono::steady_clock::now() + kScopeTimeout;
+  while (std::chrono::steady_clock::now() < until) {
+    const Result<std::vector<std::string>> left = os::cgroups_at(path);
+    if (!left || left->empty()) co_return;
+    co_await sleep_for(5ms);
+  }
+}
+
 }  // namespace
 
 WasmDriver::WasmDriver(os::Spawner& spawner, BlockingPool& pool, os::FdHolder& holder,
                        std::vector<EngineConfig> engines, const std::string& worker,
-                       AotCache::Limits limits)
+                       RunMode standard, Limits limits)
     : HostDriver(spawner, pool),
       holder_(holder),
-      cache_(spawner, pool, limits),
-      default_engine_(engines.front().name) {
+      cache_(spawner, pool, limits.cache),
+      modules_(spawner, cache_, limits.zygotes),
+      standard_(std::move(standard)) {
   for (EngineConfig& engine : engines) {
     const std::string name = engine.name;
-    zygotes_[name] = std::make_unique<Zygote>(spawner, std::move(engine), worker);
+    zygotes_[name] = std::make_unique<EngineZygote>(spawner, std::move(engine), worker);
   }
 }
 
-Task<> WasmDriver::run_cache() {
-  std::vector<Zygote*> zygotes;
+std::vector<EngineZygote*> WasmDriver::engines() const {
+  std::vector<EngineZygote*> zygotes;
   for (const auto& [name, zygote] : zygotes_) zygotes.push_back(zygote.get());
-  return cache_.run(std::move(zygotes));
+  return zygotes;
 }
 
 WasmDriver::WasmEntryPtr WasmDriver::find_wasm(const std::string& container) const {
   return std::static_pointer_cast<WasmEntry>(find(container));
 }
 
-Result<std::string> WasmDriver::engine_named(const std::string& name,
-                                             std::string_view where) const {
-  if (zygotes_.contains(name)) return name;
+Result<RunMode> WasmDriver::mode_named(const std::string& name, std::string_view where) const {
+  RunMode mode = parse_mode(name, standard_);
+  if (zygotes_.contains(mode.engine)) return mode;
   std::string known;
   for (const auto& [engine, zygote] : zygotes_) known += (known.empty() ? "" : ", ") + engine;
   return fail(Code::kInvalidArgument, "{}: there is no WebAssembly engine \"{}\"; there is {}",
@@ -94,12 +124,13 @@ Result<std::string> WasmDriver::engine_named(const std::string& name,
 }
 
 Result<std::string> WasmDriver::runtime_for(const std::string& binary) {
-  return binary.empty() ? default_engine_ : engine_named(binary, "options.BinaryName");
+  TRY(const RunMode mode, mode_named(binary, "options.BinaryName"));
+  return to_string(mode);
 }
 
 void WasmDriver::save(const std::string& container, state::v1::ContainerState& record) {
   HostDriver::save(container, record);
-  if (const WasmEntryPtr entry = find_wasm(container)) record.set_runtime(entry->engine);
+  if (const WasmEntryPtr entry = find_wasm(container)) record.set_runtime(to_string(entry->mode));
 }
 
 // The child, and our end of its control socket.
@@ -112,34 +143,85 @@ Task<Result<pid_t>> WasmDriver::make_child(task::ProcessRef ref, Zygote& zygote,
   co_return co_await zygote.make_child(launch.request, launch.fds);
 }
 
-Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::string engine,
-                                  Launch launch, const task::Stdio& stdio,
-                                  std::optional<int> oom_score_adj) {
-  CO_CHECK(add_streams(launch, stdio));
+ModuleZygotePtr WasmDriver::find_module(EngineZygote& engine, const std::string& name,
+                                        const Plan& plan, const task::Stdio& stdio) {
+  // A user namespace has users of its own, and a terminal is given away but once.
+  if (name.empty() || plan.user_namespace != kNone || stdio.terminal()) return nullptr;
+  return modules_.find(engine, name, {"", plan.uid, plan.gid, plan.memory_pages});
+}
+
+Task<Result<>> WasmDriver::launch(const Start& start, const task::Stdio& stdio) {
+  const auto found = zygotes_.find(start.mode.engine);
+  if (found == zygotes_.end()) {
+    co_return fail(Code::kFailedPrecondition, "there is no WebAssembly engine \"{}\"",
+                   start.mode.engine);
+  }
+  EngineZygote& engine = *found->second;
+  CO_TRY(Launch launch, co_await start.gather());
+  const std::string name = start.mode.modules ? name_of(start.image, launch.plan) : "";
+  if (const ModuleZygotePtr zygote = find_module(engine, name, launch.plan, stdio)) {
+    const Result<Readiness> ready =
+        co_await launch_by_module(start, *zygote, std::move(launch), stdio);
+    if (ready) co_return Result<>();
+    if (ready.error().code == Code::kAborted) {
+      modules_.forget(engine, name);
+    } else {
+      log::warning({"", start.ref.container}, "made without the zygote of its module: {}",
+                   ready.error().message);
+      modules_.give_up(*zygote);
+    }
+    CO_TRY(launch, co_await start.gather());
+  }
   if (cache_.is_open()) {
     CO_TRY(UniqueFd dir, cache_.directory());
     launch.plan.cache = launch.add(std::move(dir));
   }
-  CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
-  const auto zygote = zygotes_.find(engine);
-  if (zygote == zygotes_.end()) {
-    co_return fail(Code::kFailedPrecondition, "there is no WebAssembly engine \"{}\"", engine);
+  CO_TRY(const Readiness ready, co_await launch_by(start, engine, std::move(launch), stdio));
+  if (ready.native) {
+    modules_.learn(engine, name, ready.digest);
+  } else if (!ready.digest.empty()) {
+    want_code(engine, *start.member->process, ready.digest);
   }
+  co_return Result<>();
+}
+
+Task<Result<Readiness>> WasmDriver::launch_by_module(const Start& start, Zygote& zygote,
+                                                     Launch launch, const task::Stdio& stdio) {
+  const std::optional<Scope> scope = launch.scope;
+  CO_CHECK(join_own_network(launch));
+  Result<Readiness> ready = co_await launch_by(start, zygote, std::move(launch), stdio);
+  if (ready) co_return ready;
+  // Nothing of it may be in the way of the next attempt.
+  co_await end_process(start.ref, start.member);
+  if (start.member->process) spawner_.acknowledge(*start.member->process);
+  *start.member = {};
+  if (scope) co_await await_end_of(*scope);
+  co_return ready;
+}
+
+Task<Result<Readiness>> WasmDriver::launch_by(const Start& start, Zygote& zygote, Launch launch,
+                                              const task::Stdio& stdio) {
+  const task::ProcessRef& ref = start.ref;
+  const MemberPtr member = start.member;
+  CO_CHECK(add_streams(launch, stdio));
+  CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
   UniqueFd control;
-  Result<pid_t> pid = co_await make_child(ref, *zygote->second, launch, control);
+  Result<pid_t> pid = co_await make_child(ref, zygote, launch, control);
   if (!pid && pid.error().code == Code::kUnavailable) {
     log::warning({"", ref.container}, "{}", pid.error().message);
-    pid = co_await make_child(ref, *zygote->second, launch, control);
+    pid = co_await make_child(ref, zygote, launch, control);
   }
   // The child has them; a pipe that we hold would never end.
   launch.fds.clear();
   if (!pid) co_return fail(std::move(pid).error());
   CO_CHECK(co_await adopt(ref, member, *pid));
-  if (oom_score_adj) {
+  if (start.oom_score_adj) {
     Result<> set = os::write_control(fmt::format("/proc/{}/oom_score_adj", *pid),
-                                     std::to_string(*oom_score_adj));
+                                     std::to_string(*start.oom_score_adj));
     // One that has ended says why.
-    if (!set && !os::pidfd_exited(member->process->pidfd.get())) co_return set;
+    if (!set && !os::pidfd_exited(member->process->pidfd.get())) {
+      co_return fail(std::move(set).error());
+    }
   }
   if (launch.scope) {
     auto enter = [scope = *launch.scope, pid = *pid] { return enter_scope(scope, pid); };
@@ -167,13 +249,12 @@ Task<Result<>> WasmDriver::launch(task::ProcessRef ref, MemberPtr member, std::s
                                   : fmt::format("exit code {}", end.code));
   }
   if (!ready) co_return fail(std::move(ready).error());
-  if (!ready->empty()) want_code(*zygote->second, *member->process, *ready);
-  co_return Result<>();
+  co_return decode_readiness(*ready);
 }
 
 Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& stdio) {
   auto entry = std::make_shared<WasmEntry>();
-  entry->engine = plan.runtime;
+  entry->mode = parse_mode(plan.runtime, standard_);
   entry->dir = plan.dir;
   entry->rootfs = plan.rootfs;
   entry->timeline = plan.timeline;
@@ -186,8 +267,11 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   }
   CO_TRY(const std::optional<std::string> engine, plan.spec.annotation(kEngineAnnotation));
   if (engine) {
-    CO_TRY(entry->engine, engine_named(*engine, kEngineAnnotation));
+    const RunMode mode{*engine, entry->mode.modules};
+    CO_TRY(entry->mode, mode_named(to_string(mode), kEngineAnnotation));
   }
+  CO_TRY(const std::optional<std::string> image, plan.spec.annotation(kImageAnnotation));
+  entry->image = image.value_or("");
   CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(ContainerBlueprint blueprint, plan_container(plan.spec));
   CO_CHECK(co_await mount_rootfs(plan));
@@ -208,18 +292,19 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
     CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups), plan.timeline, "cgroups"));
   }
   blueprint.plan.held = scope.has_value();
-  const std::optional<int> score = blueprint.oom_score_adj;
-  auto gather = [blueprint = std::move(blueprint), rootfs = plan.rootfs,
-                 cgroups = scope ? std::vector<std::string>() : entry->cgroups]() mutable {
-    return gather_container(std::move(blueprint), rootfs, cgroups);
+  Start start{{}, entry->init, entry->mode, entry->image, blueprint.oom_score_adj, {}};
+  start.ref.container = plan.id;
+  start.gather = [&]() -> Task<Result<Launch>> {
+    auto gather = [&] {
+      return gather_container(blueprint, plan.rootfs,
+                              scope ? std::vector<std::string>() : entry->cgroups);
+    };
+    CO_TRY(Launch gathered, co_await pool_.run(std::move(gather), plan.timeline, "open the files"));
+    gathered.scope = scope;
+    co_return gathered;
   };
-  CO_TRY(Launch gathered, co_await pool_.run(std::move(gather), plan.timeline, "open the files"));
-  gathered.scope = std::move(scope);
-  const Span launching(plan.timeline, "launch by the zygote");
-  task::ProcessRef init;
-  init.container = plan.id;
-  CO_CHECK(co_await launch(std::move(init), entry->init, entry->engine, std::move(gathered), stdio,
-                           score));
+  const Span launching(plan.timeline, "launch by a zygote");
+  CO_CHECK(co_await launch(start, stdio));
   // Which hierarchies have a scope is known now.
   if (!entry->systemd_unit.empty()) {
     CO_TRY(entry->cgroups, os::cgroups_at(path));
@@ -227,10 +312,11 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   co_return Result<>();
 }
 
-void WasmDriver::want_code(Zygote& zygote, const os::Process& process, const std::string& digest) {
+void WasmDriver::want_code(EngineZygote& engine, const os::Process& process,
+                           const std::string& digest) {
   Result<UniqueFd> module = os::pidfd_getfd(process.pidfd.get(), kModuleFd);
   if (module) {
-    cache_.want(zygote, digest, std::move(*module));
+    cache_.want(engine, digest, std::move(*module));
   } else {
     log::warning({}, "a module is not compiled: {}", module.error().message);
   }
@@ -294,22 +380,25 @@ Task<Result<>> WasmDriver::exec(task::ExecPlan plan, const task::Stdio& stdio) {
   if (!entry || !entry->init->process) co_return fail(gone(plan.ref));
   CO_TRY(const std::string json, read_file(plan.process_file));
   CO_TRY(Plan process, plan_process(json));
-  auto gather = [process = std::move(process), pid = entry->init->pid,
-                 cgroups = entry->cgroups]() mutable {
-    return gather_process(std::move(process), pid, cgroups);
+  const auto gather = [&]() -> Task<Result<Launch>> {
+    auto open = [&] { return gather_process(process, entry->init->pid, entry->cgroups); };
+    Result<Launch> gathered = co_await pool_.run(std::move(open));
+    // Its pid was its own when the namespaces were opened.
+    if (os::pidfd_exited(entry->init->process->pidfd.get())) {
+      co_return fail(Code::kFailedPrecondition, "container {} has ended", plan.ref.container);
+    }
+    co_return gathered;
   };
-  Result<Launch> gathered = co_await pool_.run(std::move(gather));
-  Result<int> score = os::oom_score_adj_of(entry->init->pid);
-  // Its pid was its own when the namespaces were opened, and its score was read.
+  const Result<int> score = os::oom_score_adj_of(entry->init->pid);
+  // And when its score was read.
   if (os::pidfd_exited(entry->init->process->pidfd.get())) {
     co_return fail(Code::kFailedPrecondition, "container {} has ended", plan.ref.container);
   }
-  if (!gathered) co_return fail(std::move(gathered).error());
-  if (!score) co_return fail(std::move(score).error());
+  if (!score) co_return fail(score.error());
   const auto member = std::make_shared<Member>();
   entry->execs[plan.ref.exec] = member;
-  Result<> done =
-      co_await launch(plan.ref, member, entry->engine, std::move(*gathered), stdio, *score);
+  const Start start{plan.ref, member, entry->mode, entry->image, *score, gather};
+  Result<> done = co_await launch(start, stdio);
   if (done) done = let_go(plan.ref);
   if (!done) {
     co_await end_process(plan.ref, member);
@@ -373,7 +462,7 @@ Task<Result<>> WasmDriver::remove(std::string container) {
 Task<Result<bool>> WasmDriver::recover(std::string dir,
                                        std::shared_ptr<const state::v1::ContainerState> record) {
   auto entry = std::make_shared<WasmEntry>();
-  entry->engine = record->runtime();
+  entry->mode = parse_mode(record->runtime(), standard_);
   recover_entry(entry, dir, *record);
   task::ProcessRef init;
   init.container = record->id();

@@ -6,12 +6,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "base/log.h"
 #include "os/pidfd.h"
-#include "os/pidfd_wait.h"
 #include "os/readable.h"
 
 namespace kuasar::wasm {
@@ -34,14 +34,20 @@ Result<SocketPair> make_socket_pair() {
   return SocketPair{UniqueFd(ends[0]), UniqueFd(ends[1])};
 }
 
-Result<UniqueFd> plan_file(const Plan& plan) {
-  UniqueFd fd(::memfd_create("kuasar-wasm-plan", MFD_CLOEXEC));
+Result<UniqueFd> memory_file(const char* name, std::string_view bytes) {
+  UniqueFd fd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd) return fail_errno("memfd_create");
-  const std::string bytes = encode(plan);
-  if (::write(fd.get(), bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) {
-    return fail_errno("write", "plan");
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd.get(), bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail_errno("write", name);
+    bytes.remove_prefix(static_cast<std::size_t>(n));
   }
   return fd;
+}
+
+Result<UniqueFd> plan_file(const Plan& plan) {
+  return memory_file("kuasar-wasm-plan", encode(plan));
 }
 
 Task<Result<std::string>> await_ready(int socket, std::chrono::nanoseconds timeout,
@@ -56,11 +62,11 @@ Task<Result<std::string>> await_ready(int socket, std::chrono::nanoseconds timeo
   if (size <= 0) co_return fail(Code::kUnavailable, "{} ended before it was ready", who);
   std::string rest(words + 1, static_cast<std::size_t>(size) - 1);
   if (words[0] == 'R') co_return rest;
+  if (words[0] == 'M') co_return fail(Code::kAborted, "{}: the module is another one", who);
   co_return fail(Code::kFailedPrecondition, "{}", rest);
 }
 
-Zygote::Zygote(os::Spawner& spawner, EngineConfig config, std::string worker)
-    : spawner_(spawner), config_(std::move(config)), worker_(std::move(worker)) {}
+Zygote::Zygote(os::Spawner& spawner, std::string key) : spawner_(spawner), key_(std::move(key)) {}
 
 Zygote::~Zygote() {
   end();
@@ -70,53 +76,32 @@ bool Zygote::alive() const {
   return process_ && socket_ && !os::pidfd_exited(process_->pidfd.get());
 }
 
-os::ProcessSpec Zygote::spec(int socket) const {
-  os::ProcessSpec spec;
-  spec.argv = {worker_, config_.name, config_.library};
-  if (config_.aot) spec.argv.push_back("aot");
-  if (!config_.loader.empty()) {
-    spec.argv.insert(spec.argv.begin(), {config_.loader, "--library-path", config_.library_path});
-  }
-  // What the dynamic loader has to say is for our log.
-  spec.fds = {{socket, kZygoteSocket}, {STDERR_FILENO, STDERR_FILENO}};
-  spec.new_mount_namespace = true;
-  return spec;
-}
-
 Task<> Zygote::clear_away() {
   socket_.reset();
-  Result<os::Process> known = co_await spawner_.find(key());
   process_.reset();
-  if (!known) co_return;
-  (void)os::pidfd_signal(known->pidfd.get(), SIGKILL);
-  const bool ended = co_await os::pidfd_wait_for(known->pidfd.get(), kEndTimeout);
-  if (!ended) log::error({}, "{} (pid {}) does not end on SIGKILL", key(), known->pid);
-  spawner_.acknowledge(*known);
+  co_await os::end_named(spawner_, key_);
+}
+
+Task<> Zygote::close() {
+  const AsyncMutex::Lock lock = co_await mutex_.lock();
+  co_await clear_away();
 }
 
 Task<Result<>> Zygote::ensure() {
   if (alive()) co_return Result<>();
-  if (process_) log::warning({}, "{} has ended; starting another", key());
+  if (process_) log::warning({}, "{} has ended; starting another", key_);
   co_await clear_away();
-  Result<> started = co_await start();
-  if (!started) {
+  Result<Started> begun = co_await start();
+  if (!begun) {
     co_await clear_away();
-    Error error = std::move(started).error().context("wasm engine {}", config_.name);
-    // Whatever it was, this pod cannot have the engine, and others may.
+    Error error = std::move(begun).error();
+    // Whatever it was, this container cannot have it, and others may.
     error.code = Code::kFailedPrecondition;
     co_return fail(std::move(error));
   }
-  co_return started;
-}
-
-Task<Result<>> Zygote::start() {
-  CO_TRY(SocketPair pair, make_socket_pair());
-  os::ProcessSpec child = spec(pair.theirs.get());
-  CO_TRY(process_, co_await spawner_.spawn(key(), std::move(child)));
-  socket_ = std::move(pair.ours);
-  pair.theirs.reset();
-  const std::string who = config_.loader.empty() ? worker_ : config_.loader + " " + worker_;
-  CO_TRY(stamp_, co_await await_ready(socket_.get(), kLoadTimeout, who));
+  process_ = std::move(begun->process);
+  socket_ = std::move(begun->socket);
+  started(begun->words);
   co_return Result<>();
 }
 
@@ -142,7 +127,7 @@ Result<> Zygote::send(const Request& request, const std::vector<UniqueFd>& fds) 
     std::memcpy(CMSG_DATA(header) + i * sizeof fd, &fd, sizeof fd);
   }
   if (::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
-    return fail_errno("send a request to", key());
+    return fail_errno("send a request to", key_);
   }
   return {};
 }
@@ -159,9 +144,9 @@ Task<Result<pid_t>> Zygote::make_child(Request request, const std::vector<Unique
   if (!whole || answer.sequence != request.sequence) {
     // Whatever it has made ends with its control socket.
     co_await clear_away();
-    co_return fail(Code::kUnavailable, "{} died while it made a container; try again", key());
+    co_return fail(Code::kUnavailable, "{} died while it made a container; try again", key_);
   }
-  if (answer.pid < 0) co_return fail(Error::from_errno_value(-answer.pid, "clone", key()));
+  if (answer.pid < 0) co_return fail(Error::from_errno_value(-answer.pid, "clone", key_));
   co_return answer.pid;
 }
 
@@ -173,6 +158,36 @@ void Zygote::end() {
   (void)::poll(&entry, 1, std::chrono::milliseconds(kEndTimeout).count());
   spawner_.acknowledge(*process_);
   process_.reset();
+}
+
+EngineZygote::EngineZygote(os::Spawner& spawner, EngineConfig config, std::string worker)
+    : Zygote(spawner, "zygote/" + config.name),
+      config_(std::move(config)),
+      worker_(std::move(worker)) {}
+
+os::ProcessSpec EngineZygote::spec(int socket) const {
+  os::ProcessSpec spec;
+  spec.argv = {worker_, config_.name, config_.library};
+  if (config_.aot) spec.argv.push_back("aot");
+  if (!config_.loader.empty()) {
+    spec.argv.insert(spec.argv.begin(), {config_.loader, "--library-path", config_.library_path});
+  }
+  // What the dynamic loader has to say is for our log.
+  spec.fds = {{socket, kZygoteSocket}, {STDERR_FILENO, STDERR_FILENO}};
+  spec.new_mount_namespace = true;
+  return spec;
+}
+
+Task<Result<Zygote::Started>> EngineZygote::start() {
+  CO_TRY(SocketPair pair, make_socket_pair());
+  os::ProcessSpec child = spec(pair.theirs.get());
+  Result<os::Process> process = co_await spawner_.spawn(key_, std::move(child));
+  pair.theirs.reset();
+  if (!process) co_return fail(std::move(process).error().context("wasm engine {}", config_.name));
+  const std::string who = config_.loader.empty() ? worker_ : config_.loader + " " + worker_;
+  Result<std::string> words = co_await await_ready(pair.ours.get(), kLoadTimeout, who);
+  if (!words) co_return fail(std::move(words).error().context("wasm engine {}", config_.name));
+  co_return Started{std::move(*process), std::move(pair.ours), std::move(*words)};
 }
 
 }  // namespace kuasar::wasm

@@ -40,4 +40,10 @@ inline Task<> sleep_for(std::chrono::nanoseconds duration) {
   co_await timer.async_wait(as_result(ec));
 }
 
+/// True once this coroutine is to end: a wait that begins then would not end by it.
+inline Task<bool> is_cancelled() {
+  const auto state = co_await asio::this_coro::cancellation_state;
+  co_return state.cancelled() != asio::cancellation_type::none;
+}
+
 }  // namespace kuasar

@@ -124,7 +124,7 @@ class Service {
     keepers_.spawn(spawner_.reap_strays());
     keepers_.spawn(spawner_.forget_unclaimed());
     keepers_.spawn(trim_heap());
-    if (background_) keepers_.spawn(background_());
+    for (const auto& work : background_) keepers_.spawn(work());
     group_.spawn(tasks_.sweep());
     collectors_.spawn(orphans_.run());
     group_.spawn(controller_.serve(keeping_.sockets.controller.take_fd()));
@@ -169,7 +169,7 @@ class Service {
   sandbox::ControllerServer controller_;
   Telemetry telemetry_;
   const DaemonConfig& config_;
-  std::function<Task<>()> background_;
+  std::vector<std::function<Task<>()>> background_;
   CtlService ctl_;
   TaskGroup group_;
   /// They remove pods: ended before what that needs.

@@ -33,7 +33,7 @@ struct Engine {
   std::unique_ptr<task::ContainerDriver> driver;
   /// Work beside all calls, or nothing; runs from the recovery on until it is cancelled at the
   /// stop.
-  std::function<Task<>()> background;
+  std::vector<std::function<Task<>()>> background;
 };
 using MakeEngine = std::function<Result<Engine>(Parts& parts)>;
 

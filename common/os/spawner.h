@@ -83,4 +83,9 @@ class Spawner {
 Task<std::optional<Process>> readopt(Spawner& spawner, std::string key, pid_t pid,
                                      unsigned long long start_time);
 
+/// Kills what a key names, of this daemon or of an earlier one, waits five seconds at most for its
+/// end and acknowledges it; a key that names nothing: nothing. When it is cancelled, too, during
+/// which it blocks.
+Task<> end_named(Spawner& spawner, std::string key);
+
 }  // namespace kuasar::os

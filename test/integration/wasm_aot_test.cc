@@ -329,7 +329,7 @@ TEST_CASE("wasm AOT: WasmEdge compiles no module with a 64-bit memory", "[root][
 
 // In a process of its own: filters stay.
 TEST_CASE("The filter for loading code gives way to the one for running it", "[wasm]") {
-  std::vector<sock_filter> loading = wasm::build_filter({false, true});
+  std::vector<sock_filter> loading = wasm::build_filter({.loads_code = true});
   std::vector<sock_filter> running = wasm::build_filter({});
   const sock_fprog first{static_cast<unsigned short>(loading.size()), loading.data()};
   const sock_fprog second{static_cast<unsigned short>(running.size()), running.data()};

@@ -107,7 +107,7 @@ TEST_CASE("wasm driver: an exec that an earlier daemon was in runs once", "[root
   REQUIRE(f.io.run(f.driver->start("c1")));
   const auto running = f.record("c1", State::RUNNING);
   const std::string file = f.dir / "exec.json";
-  REQUIRE(write_file(file, Fixture::process({"/tool.wasm", "exit", "9"})));
+  REQUIRE(write_file(file, f.process({"/tool.wasm", "exit", "9"})));
   const task::ExecPlan plan{{"c1", "e1"}, f.dir / "c1", file};
   const auto streams = f.stdio("c1", "e1");
   const Result<> done = f.io.run(f.driver->exec(plan, *streams), 40s);
@@ -135,7 +135,7 @@ TEST_CASE("wasm driver: a refusal that an earlier daemon had not read is told", 
   REQUIRE(f.io.run(f.driver->start("c1")));
   const auto running = f.record("c1", State::RUNNING);
   const std::string file = f.dir / "exec.json";
-  REQUIRE(write_file(file, Fixture::process({"/tool.wasm", "sleep", "3600"})));
+  REQUIRE(write_file(file, f.process({"/tool.wasm", "sleep", "3600"})));
   const task::ExecPlan plan{{"c1", "e1"}, f.dir / "c1", file};
   const auto streams = f.stdio("c1", "e1");
   REQUIRE(f.io.run(f.driver->exec(plan, *streams), 40s));
@@ -191,7 +191,7 @@ TEST_CASE("wasm driver: an exec has the oom_score_adj of its container", "[root]
   f.create(std::move(plan));
   REQUIRE(f.io.run(f.driver->start("c1")));
   const std::string file = f.dir / "exec.json";
-  REQUIRE(write_file(file, Fixture::process({"/tool.wasm", "sleep", "3600"})));
+  REQUIRE(write_file(file, f.process({"/tool.wasm", "sleep", "3600"})));
   const auto streams = f.stdio("c1", "e1");
   const Result<> done = f.io.run(f.driver->exec({{"c1", "e1"}, f.dir / "c1", file}, *streams), 40s);
   INFO((done ? "" : done.error().message));
@@ -337,7 +337,7 @@ TEST_CASE("wasm driver: a volume that is mapped into the pod's user namespace", 
         R"({{"type":"mount"}},{{"type":"user","path":"{1}/ns/user"}}],"uidMappings":{2},)"
         R"("gidMappings":{2}}},"mounts":[{{"destination":"/volume","type":"bind","source":"{3}",)"
         R"("options":["rbind"]{4}}}]}})",
-        Fixture::process({"/tool.wasm", "put", "/volume/" + id, "x"}), proc, map, data.string(),
+        f.process({"/tool.wasm", "put", "/volume/" + id, "x"}), proc, map, data.string(),
         maps.empty() ? "" : fmt::format(R"(,"uidMappings":{0},"gidMappings":{0})", maps));
     Result<oci::Spec> spec = oci::Spec::parse(text);
     REQUIRE(spec);

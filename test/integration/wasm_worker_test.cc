@@ -272,7 +272,8 @@ TEST_CASE("An engine that is not there is told in words", "[root][wasm]") {
   if (::geteuid() != 0) SKIP("namespaces need root");
   IoFixture io;
   os::DirectSpawner spawner;
-  wasm::Zygote zygote(spawner, {"wasmedge", "libno-such-engine.so", "", ""}, worker_program());
+  wasm::EngineZygote zygote(spawner, {"wasmedge", "libno-such-engine.so", "", ""},
+                            worker_program());
   const Result<pid_t> child = io.run(zygote.make_child({}, {}));
   REQUIRE(!child);
   CHECK(child.error().code == Code::kFailedPrecondition);

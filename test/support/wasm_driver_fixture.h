@@ -1,9 +1,12 @@
 #pragma once
 
+#include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,8 +55,14 @@ struct WasmDriverFixture {
   std::filesystem::path dir;
   std::unique_ptr<wasm::WasmDriver> driver;
   std::vector<std::string> ids;
-  /// Of new containers.
+  /// Of new containers: a RunMode, the name of the image, the user and more of the process as JSON.
   std::string engine = "wasmedge";
+  std::string image;
+  std::string user = R"({"uid":1000,"gid":1000})";
+  std::string more_of_process;
+  bool readonly = true;
+  /// Standard output and errors of processes, by container; what is not here goes to /dev/null.
+  std::map<std::string, UniqueFd> outputs;
 
   WasmDriverFixture() {
     restart(lab_engines());
@@ -69,35 +78,57 @@ struct WasmDriverFixture {
     driver.reset();
     std::filesystem::remove_all(dir);
   }
-  void restart(std::vector<wasm::EngineConfig> configs = lab_engines()) {
+  void restart(std::vector<wasm::EngineConfig> configs = lab_engines(),
+               wasm::WasmDriver::Limits limits = {}) {
     // Its zygote goes with a driver, as with a daemon.
     driver.reset();
+    const wasm::RunMode standard{configs.front().name, false};
     driver = std::make_unique<wasm::WasmDriver>(spawner, pool, holder, std::move(configs),
-                                                worker_program());
+                                                worker_program(), standard, limits);
   }
   std::shared_ptr<task::Stdio> stdio(const std::string& id, const std::string& exec = "") {
     task::StdioPlan plan;
     plan.container = id;
     plan.exec = exec;
     plan.console_dir = dir;
+    if (outputs.contains(id) && exec.empty()) {
+      plan.paths.stdout_path = dir / (id + ".out");
+      plan.paths.stderr_path = plan.paths.stdout_path;
+    }
     Result<std::shared_ptr<task::Stdio>> opened =
         task::Stdio::open(group, io.executor(), holder, std::move(plan));
     REQUIRE(opened);
     return *opened;
   }
-  static std::string process(const std::vector<std::string>& args) {
+  std::string process(const std::vector<std::string>& args) const {
     std::string words;
     for (const std::string& arg : args) words += (words.empty() ? "\"" : ",\"") + arg + "\"";
-    return fmt::format(R"({{"args":[{}],"cwd":"/","user":{{"uid":1000,"gid":1000}}}})", words);
+    return fmt::format(R"({{"args":[{}],"cwd":"/","user":{}{}}})", words, user, more_of_process);
+  }
+  void keep_output(const std::string& id) {
+    const std::string path = dir / (id + ".out");
+    REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+    outputs[id] = UniqueFd(::open(path.c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+    REQUIRE(outputs[id]);
+  }
+  /// What there is of it.
+  std::string output(const std::string& id) const {
+    std::string text;
+    char buffer[4096];
+    ssize_t n;
+    while ((n = ::read(outputs.at(id).get(), buffer, sizeof buffer)) > 0) text.append(buffer, n);
+    return text;
   }
   task::ContainerPlan plan(const std::string& id, const std::vector<std::string>& args,
                            const std::string& mounts = "") {
     ids.push_back(id);
     std::filesystem::create_directories(dir / id / "rootfs");
     const std::string text =
-        fmt::format(R"({{"process":{},"root":{{"path":"rootfs","readonly":true}},"mounts":[{}],)"
+        fmt::format(R"({{"process":{},"root":{{"path":"rootfs","readonly":{}}},"mounts":[{}],)"
+                    R"("annotations":{{{}}},)"
                     R"("linux":{{"namespaces":[{{"type":"pid"}},{{"type":"mount"}}]}}}})",
-                    process(args), mounts);
+                    process(args), readonly, mounts,
+                    image.empty() ? "" : R"("io.kubernetes.cri.image-name":")" + image + "\"");
     Result<oci::Spec> spec = oci::Spec::parse(text);
     REQUIRE(spec);
     task::ContainerPlan plan;

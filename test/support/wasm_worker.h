@@ -37,7 +37,7 @@ struct WasmWorker {
     UniqueFd control;
     UniqueFd out;
     UniqueFd err;
-    /// What it says when it waits to be started: the digest of its module, or nothing.
+    /// The digest of its module, when it is not in the cache.
     std::string wanted;
   };
   struct Ended {
@@ -51,7 +51,7 @@ struct WasmWorker {
 
   IoFixture io;
   os::DirectSpawner spawner;
-  wasm::Zygote zygote;
+  wasm::EngineZygote zygote;
   /// A directory of native code for its children; none when it is empty.
   UniqueFd cache;
   int count = 0;
@@ -128,7 +128,8 @@ inline Result<WasmWorker::Running> WasmWorker::make(wasm::Plan plan) {
     spawner.acknowledge(running.process);
     return fail(ready.error());
   }
-  running.wanted = std::move(*ready);
+  const wasm::Readiness readiness = wasm::decode_readiness(*ready);
+  if (!readiness.native) running.wanted = readiness.digest;
   return running;
 }
 

@@ -55,6 +55,7 @@ prefix_apt_get() {
     "$@"
 }
 
+# prefix_make_apt_root [SUITE...]: with these suites beside those that everything else is from.
 prefix_make_apt_root() {
   local archive uri keyring options suite
   archive=$(prefix_archive)
@@ -71,7 +72,7 @@ prefix_make_apt_root() {
   [[ -z $keyring ]] || options="[signed-by=$keyring] "
   mkdir -p "$PREFIX_APT"/{state,lists/partial,cache/archives/partial,debs}
   : >"$PREFIX_APT/status"
-  for suite in bookworm bookworm-backports forky; do
+  for suite in bookworm bookworm-backports forky "$@"; do
     printf 'deb %s%s %s main\n' "$options" "$uri" "$suite"
   done >"$PREFIX_APT/sources.list"
 }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/openat2.h>
 #include <malloc.h>
 #include <signal.h>
@@ -15,10 +16,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <string_view>
 
 #include "worker/artifact.h"
 #include "worker/confine.h"
 #include "worker/digest.h"
+#include "worker/serve.h"
 
 namespace kuasar::wasm {
 namespace {
@@ -28,6 +32,12 @@ constexpr off_t kMaxModule = 512L << 20;
 constexpr off_t kMaxCode = 1L << 30;
 // Until the module is loaded.
 constexpr int kCacheFd = 4;
+// Of the zygote of a module.
+constexpr int kNullFd = 5;
+constexpr int kPidNamespaceFd = 6;
+// What its children take to confine themselves.
+constexpr std::uint64_t kZygoteCapabilities =
+    1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETUID | 1ULL << CAP_SETGID | 1ULL << CAP_SYS_CHROOT;
 // Of one that compiles.
 constexpr int kSourceFd = 4;
 constexpr int kCodeFd = 5;
@@ -35,14 +45,35 @@ constexpr int kLowestPriority = 19;
 constexpr char kMagic[] = {'\0', 'a', 's', 'm'};
 constexpr unsigned kCoreVersion = 1;
 
-void say(const std::string& text) {
-  std::size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t n = ::write(STDERR_FILENO, text.data() + done, text.size() - done);
+// False with errno.
+bool write_all(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return;
+    if (n < 0) return false;
+    bytes.remove_prefix(static_cast<std::size_t>(n));
+  }
+  return true;
+}
+
+// So many bytes of a file from its beginning; none with errno.
+std::optional<std::string> read_bytes(int fd, off_t size) {
+  std::string bytes(static_cast<std::size_t>(size), '\0');
+  std::size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n =
+        ::pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    // It has become shorter meanwhile.
+    if (n == 0) errno = EIO;
+    if (n <= 0) return std::nullopt;
     done += static_cast<std::size_t>(n);
   }
+  return bytes;
+}
+
+void say(const std::string& text) {
+  (void)write_all(STDERR_FILENO, text);
 }
 
 void end_on_signal(int signal) {
@@ -67,13 +98,13 @@ void obey_signals() {
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
 }
 
-std::string read_plan(int fd, int control) {
+// The whole of a file.
+std::string read_whole(int fd, const std::string& name, int control) {
   struct stat st {};
-  if (::fstat(fd, &st) != 0) refuse_errno(control, "stat the plan");
-  std::string bytes(static_cast<std::size_t>(st.st_size), '\0');
-  const ssize_t size = ::pread(fd, bytes.data(), bytes.size(), 0);
-  if (size != st.st_size) refuse_errno(control, "read the plan");
-  return bytes;
+  if (::fstat(fd, &st) != 0) refuse_errno(control, "stat " + name);
+  std::optional<std::string> bytes = read_bytes(fd, st.st_size);
+  if (!bytes) refuse_errno(control, "read " + name);
+  return std::move(*bytes);
 }
 
 void set_streams(const Plan& plan, const std::vector<int>& fds, int null_fd, int control) {
@@ -101,20 +132,6 @@ void show_command(const Plan& plan, CommandLine line) {
 std::string no_module(const std::string& path, const std::string& why) {
   return "\"" + path + "\" is no WebAssembly module: " + why +
          "; this runtime handler runs nothing else";
-}
-
-// The whole of a file from its beginning.
-std::string read_whole(int fd, off_t size, const std::string& name, int control) {
-  std::string bytes(static_cast<std::size_t>(size), '\0');
-  std::size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n =
-        ::pread(fd, bytes.data() + done, bytes.size() - done, static_cast<off_t>(done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) refuse_errno(control, "read \"" + name + "\"");
-    done += static_cast<std::size_t>(n);
-  }
-  return bytes;
 }
 
 // Leaves the standard streams and these open, from 3 on in this order.
@@ -159,13 +176,15 @@ std::string read_module(const Plan& plan, int control) {
     refuse(control, "\"" + path + "\" is a WebAssembly component or of another version than 1: " +
                         "not supported");
   }
-  std::string bytes = read_whole(fd, st.st_size, path, control);
+  // Not one byte more than what is known of its size.
+  std::optional<std::string> bytes = read_bytes(fd, st.st_size);
+  if (!bytes) refuse_errno(control, "read \"" + path + "\"");
   ::close(root);
   if (fd != kModuleFd) {
     if (::dup3(fd, kModuleFd, O_CLOEXEC) < 0) refuse_errno(control, "set up descriptors");
     ::close(fd);
   }
-  return bytes;
+  return std::move(*bytes);
 }
 
 // Empty: there is none, or none that is whole.
@@ -177,18 +196,17 @@ std::string find_code(const std::string& name) {
   struct stat st {};
   std::string code;
   if (fd >= 0 && ::fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size <= kMaxCode) {
-    std::string file(static_cast<std::size_t>(st.st_size), '\0');
-    if (::pread(fd, file.data(), file.size(), 0) == st.st_size) {
-      code = std::string(unseal(file).value_or(std::string_view()));
+    if (const auto file = read_bytes(fd, st.st_size)) {
+      code = std::string(unseal(*file).value_or(std::string_view()));
     }
   }
   if (fd >= 0) ::close(fd);
   return code;
 }
 
-// What the daemon is told once the module is loaded: its digest, if native code is wanted of it.
-// The guest never has the calls that only loading of such code needs; a module without it neither.
-std::string load_module(const Inheritance& zygote, const Confinement& confinement) {
+// What the daemon is told once the module is loaded. The guest never has the calls that only
+// loading of native code needs; a module without it neither.
+Readiness load_module(const Inheritance& zygote, const Confinement& confinement) {
   const Plan& plan = confinement.plan;
   const int control = confinement.control;
   const std::string bytes = read_module(plan, control);
@@ -196,31 +214,54 @@ std::string load_module(const Inheritance& zygote, const Confinement& confinemen
   const std::string digest = cached ? sha256_of(bytes) : "";
   const std::string code = cached ? find_code(artifact_name(digest, zygote.stamp)) : "";
   ::close(kCacheFd);
-  const bool wanted = cached && code.empty();
-  if (!wanted) ::close(kModuleFd);
+  const bool native = !code.empty();
+  if (!cached || native) ::close(kModuleFd);
   const bool narrows = plan.cache != kNone;
-  const FilterOptions running{zygote.engine.compiles(), false};
-  if (narrows && code.empty()) confinement.forbid_calls(running);
+  const FilterOptions running{.compiles = zygote.engine.compiles()};
+  if (narrows && !native) confinement.forbid_calls(running);
   const std::string why = zygote.engine.load(plan, bytes, code);
   if (!why.empty()) refuse(control, "module \"" + plan.module + "\" is refused: " + why);
-  if (narrows && !code.empty()) confinement.forbid_calls(running);
-  return wanted ? digest : "";
+  if (narrows && native) confinement.forbid_calls(running);
+  return {digest, native};
+}
+
+// The zygote has loaded it: is it the one?
+Readiness check_module(const Inheritance& zygote, const Confinement& confinement) {
+  const std::string digest = sha256_of(read_module(confinement.plan, confinement.control));
+  ::close(kModuleFd);
+  if (digest != zygote.loaded) {
+    (void)!::write(confinement.control, "M", 1);
+    ::_exit(255);
+  }
+  return {digest, true};
+}
+
+// Of the engine's zygote, with what it has but less rights: only what its children need to confine
+// themselves. It is no container's: it lives in the empty root and without a network.
+[[noreturn]] void become_zygote(const Inheritance& from, const Confinement& confinement) {
+  const Plan& plan = confinement.plan;
+  confinement.drop_privileges(kZygoteCapabilities);
+  keep_only(
+      {confinement.control, confinement.fds[plan.cache], from.null_fd, from.own_pid_namespace},
+      confinement.control);
+  const Confinement rest{plan, confinement.fds, kZygoteSocket};
+  rest.forbid_calls({.compiles = from.engine.compiles(), .loads_code = true, .serves = true});
+  const std::string code = find_code(artifact_name(plan.zygote_of, from.stamp));
+  ::close(kCacheFd);
+  if (code.empty()) refuse(kZygoteSocket, "there is no native code of the module");
+  const std::string why = from.engine.load(plan, "", code);
+  if (!why.empty()) refuse(kZygoteSocket, "the native code is refused: " + why);
+  ::malloc_trim(0);
+  if (::send(kZygoteSocket, "R", 1, MSG_NOSIGNAL) != 1) ::_exit(0);
+  serve({from.engine, from.stamp, kNullFd, kPidNamespaceFd, from.command_line, plan.zygote_of});
 }
 
 [[noreturn]] void compile(Engine& engine, int source, int target, int control) {
-  struct stat st {};
-  if (::fstat(source, &st) != 0) refuse_errno(control, "stat the module");
-  const std::string bytes = read_whole(source, st.st_size, "the module", control);
+  const std::string bytes = read_whole(source, "the module", control);
   std::string code;
   const std::string why = engine.compile(bytes, code);
   if (!why.empty()) refuse(control, why);
-  std::size_t done = 0;
-  while (done < code.size()) {
-    const ssize_t n = ::write(target, code.data() + done, code.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) refuse_errno(control, "write the code");
-    done += static_cast<std::size_t>(n);
-  }
+  if (!write_all(target, code)) refuse_errno(control, "write the code");
   (void)!::write(control, "R", 1);
   ::_exit(0);
 }
@@ -228,9 +269,9 @@ std::string load_module(const Inheritance& zygote, const Confinement& confinemen
 // A daemon that took over from one that died lets us go without having heard of us and closes its
 // end: our word cannot be delivered then, or lies there unread, which the next read tells once
 // (ECONNRESET), before what was sent to us. Only the end of the connection is one.
-void await_start(int control, const std::string& wanted) {
+void await_start(int control, const Readiness& readiness) {
   // write(2), as send(2) is forbidden by now.
-  const std::string ready = "R" + wanted;
+  const std::string ready = "R" + encode(readiness);
   (void)!::write(control, ready.data(), ready.size());
   char byte = 0;
   ssize_t n;
@@ -274,7 +315,8 @@ void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
   Engine& engine = zygote.engine;
   int control = fds[kControlFd];
   Plan plan;
-  if (!decode(read_plan(fds[kPlanFd], control), plan)) refuse(control, "the plan is malformed");
+  const std::string encoded = read_whole(fds[kPlanFd], "the plan", control);
+  if (!decode(encoded, plan)) refuse(control, "the plan is malformed");
   obey_signals();
   show_command(plan, zygote.command_line);
   ::setsid();
@@ -288,26 +330,26 @@ void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
   ::umask(plan.umask);
   set_streams(plan, fds, zygote.null_fd, control);
   confinement.set_limits();
+  if (!plan.zygote_of.empty()) become_zygote(zygote, confinement);
   confinement.drop_privileges();
+  const bool loaded = !zygote.loaded.empty();
+  const bool looks_for_code = !compiles && !loaded && plan.cache != kNone;
   // Only the streams, the control socket and the cache stay, or a compiler's two files.
   std::vector<int> kept = {control};
-  if (compiles) {
-    kept = {control, fds[plan.source], fds[plan.code]};
-  } else if (plan.cache != kNone) {
-    kept.push_back(fds[plan.cache]);
-  }
+  if (compiles) kept = {control, fds[plan.source], fds[plan.code]};
+  if (looks_for_code) kept.push_back(fds[plan.cache]);
   keep_only(kept, control);
   control = 3;
   if (!plan.cwd.empty() && ::chdir(plan.cwd.c_str()) != 0) {
     refuse_errno(control, "enter the working directory " + plan.cwd);
   }
   const Confinement rest{plan, fds, control};
-  rest.forbid_calls({engine.compiles() || compiles, !compiles && plan.cache != kNone});
+  rest.forbid_calls({.compiles = engine.compiles() || compiles, .loads_code = looks_for_code});
   if (compiles) compile(engine, kSourceFd, kCodeFd, control);
-  const std::string wanted = load_module(zygote, rest);
+  const Readiness readiness = loaded ? check_module(zygote, rest) : load_module(zygote, rest);
   // What only parsing needed.
   ::malloc_trim(0);
-  await_start(control, wanted);
+  await_start(control, readiness);
   const GuestEnd end = engine.run(plan);
   if (!end.trap.empty()) say("wasm trap: " + end.trap + "\n");
   ::_exit(end.code);

@@ -25,15 +25,18 @@ struct Inheritance {
   std::string stamp;
   /// /dev/null.
   int null_fd = -1;
+  int own_pid_namespace = -1;
   CommandLine command_line;
+  /// The SHA-256 of the module that is loaded already; empty: a child loads its own.
+  std::string loaded;
 };
 
 /// The process of one container: confines itself by the plan, loads the module as nobody in
-/// particular, waits to be started, runs it and ends. Or compiles a module in the same
-/// confinement. `fds` are the request's descriptors.
+/// particular, waits to be started, runs it and ends. Or compiles a module in the same confinement,
+/// or becomes the zygote of one. `fds` are the request's descriptors.
 [[noreturn]] void run_child(const Inheritance& zygote, const std::vector<int>& fds);
 
-/// Ends the process with the words on its control socket.
+/// Ends the process with the words on its control socket, "E" before them.
 [[noreturn]] void refuse(int control, const std::string& why);
 /// The same with "<what>: <strerror(errno)>".
 [[noreturn]] void refuse_errno(int control, const std::string& what);

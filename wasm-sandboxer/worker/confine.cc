@@ -118,6 +118,10 @@ void Confinement::build_root() const {
     if (::chdir("/") != 0) refuse_errno(control, "enter the container's root");
     return;
   }
+  // In a child of one that is not root any more: image files are root's, and so is what is made for
+  // them. It ends with drop_privileges().
+  (void)::syscall(SYS_setfsgid, 0);
+  (void)::syscall(SYS_setfsuid, 0);
   if (::move_mount(fds[plan.root], "", AT_FDCWD, kRootMount, MOVE_MOUNT_F_EMPTY_PATH) != 0) {
     refuse_errno(control, "mount the root file system");
   }
@@ -157,7 +161,7 @@ void Confinement::set_limits() const {
   }
 }
 
-void Confinement::drop_privileges() const {
+void Confinement::drop_privileges(std::uint64_t kept) const {
   const auto check = [this](long result, const char* step) {
     if (result < 0) refuse_errno(control, step);
   };
@@ -166,14 +170,21 @@ void Confinement::drop_privileges() const {
   }
   check(::syscall(SYS_setgroups, plan.groups.size(), plan.groups.data()), "set its groups");
   for (int capability = 0; ::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0; ++capability) {
-    check(::prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop the bounding set");
+    const bool there = ::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1;
+    if (there) check(::prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "drop the bounding set");
   }
+  if (kept != 0) check(::prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0), "keep capabilities");
   check(::syscall(SYS_setresgid, plan.gid, plan.gid, plan.gid), "change its group");
   check(::syscall(SYS_setresuid, plan.uid, plan.uid, plan.uid), "change its user");
   check(::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "drop ambient capabilities");
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {};
-  check(::syscall(SYS_capset, &header, none), "drop its capabilities");
+  __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3] = {};
+  for (int word = 0; word < _LINUX_CAPABILITY_U32S_3; ++word) {
+    sets[word].permitted = static_cast<std::uint32_t>(kept >> (32 * word));
+    sets[word].effective = sets[word].permitted;
+  }
+  check(::syscall(SYS_capset, &header, sets), "drop its capabilities");
+  check(::prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0), "keep no capabilities");
   check(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "set no_new_privs");
   check(::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "become undumpable");
 }

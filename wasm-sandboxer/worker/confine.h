@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -28,8 +29,8 @@ struct Confinement {
   /// Moves the mounts into the new root and makes that the only one.
   void build_root() const;
   void set_limits() const;
-  /// The container's user, without any capability and any way to one.
-  void drop_privileges() const;
+  /// The container's user, without any capability but these (a bit each) and any way to one.
+  void drop_privileges(std::uint64_t kept = 0) const;
   /// Forbids all system calls but those of an engine with WASI. Of two calls both apply.
   void forbid_calls(FilterOptions options) const;
 };

@@ -6,7 +6,7 @@
 namespace kuasar::wasm {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x334d5357;
+constexpr std::uint32_t kMagic = 0x344d5357;
 // A list of a plan that the daemon wrote is shorter; what is not is no plan.
 constexpr std::uint32_t kMaxList = 1U << 20;
 
@@ -105,7 +105,7 @@ bool visit(IO& io, P& plan) {
          io(plan.root_readonly) && io.list(plan.mounts, mount) && io.list(plan.namespaces, plain) &&
          io(plan.user_namespace) && io.list(plan.cgroups, plain) && io(plan.held) &&
          io(plan.streams[0]) && io(plan.streams[1]) && io(plan.streams[2]) && io(plan.terminal) &&
-         io(plan.cache) && io(plan.source) && io(plan.code);
+         io(plan.cache) && io(plan.source) && io(plan.code) && io(plan.zygote_of);
 }
 
 }  // namespace
@@ -121,6 +121,25 @@ bool decode(std::string_view bytes, Plan& plan) {
   Reader reader(bytes);
   std::uint32_t magic = 0;
   return reader(magic) && magic == kMagic && visit(reader, plan) && reader.at_end();
+}
+
+bool is_digest(std::string_view text) {
+  constexpr std::size_t kSize = 64;
+  return text.size() == kSize &&
+         text.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+std::string encode(const Readiness& readiness) {
+  if (readiness.digest.empty()) return "";
+  return (readiness.native ? "+" : "-") + readiness.digest;
+}
+
+Readiness decode_readiness(std::string_view words) {
+  const bool native = words.starts_with('+');
+  if (!native && !words.starts_with('-')) return {};
+  words.remove_prefix(1);
+  if (!is_digest(words)) return {};
+  return {std::string(words), native};
 }
 
 std::pair<std::string, std::string> split_module(const std::string& word) {

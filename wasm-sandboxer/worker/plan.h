@@ -17,8 +17,12 @@
 // The descriptors of a request: a memfd with the Plan, the child's control socket, and then what
 // the Plan names by index. The child says "R" on its control socket when it waits to be started,
 // else "E" and why it ends; one byte starts it. One that is held waits for another byte before all.
-// A child whose module is not in the cache of native code says "R" and the module's SHA-256, and
+// With a cache of native code "R" is followed by a Readiness; a child whose module is not in it
 // keeps the file open as kModuleFd until it is started. One that compiles says "R" at its end.
+//
+// A child that becomes the zygote of one module (Plan::zygote_of) says "R" when it has loaded that,
+// and its control socket is what descriptor 3 is to the zygote of an engine from then on. Its
+// children say "M" where their module is another one.
 
 namespace kuasar::wasm {
 
@@ -32,6 +36,20 @@ inline constexpr std::size_t kControlFd = 1;
 inline constexpr std::size_t kMaxWords = 4096;
 inline constexpr int kNone = -1;
 
+/// What a child that waits to be started says of its module.
+struct Readiness {
+  /// Its SHA-256; empty: nobody has asked.
+  std::string digest;
+  /// It runs as native code of the cache.
+  bool native = false;
+};
+/// "+" or "-" and the digest, or nothing.
+std::string encode(const Readiness& readiness);
+/// What is malformed is as nothing.
+Readiness decode_readiness(std::string_view words);
+/// A SHA-256 in lower case.
+bool is_digest(std::string_view text);
+
 /// All that the zygote itself reads: the rest is its child's.
 struct Request {
   std::uint32_t sequence = 0;
@@ -39,6 +57,8 @@ struct Request {
   std::uint32_t new_pid = 0;
   /// A mount namespace of its own.
   std::uint32_t new_mounts = 0;
+  /// A network namespace of its own, with nothing in it.
+  std::uint32_t new_network = 0;
   /// Index of the PID namespace that the child shall be born into; kNone.
   std::int32_t pid_namespace = kNone;
 };
@@ -107,6 +127,8 @@ struct Plan {
   /// Of a process that compiles and runs nothing: a file with the module, and one for the code.
   std::int32_t source = kNone;
   std::int32_t code = kNone;
+  /// Of a process that becomes the zygote of one module: its SHA-256.
+  std::string zygote_of;
 
   bool operator==(const Plan&) const = default;
 };

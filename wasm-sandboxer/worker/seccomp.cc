@@ -7,6 +7,7 @@
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -115,6 +116,16 @@ constexpr int kAllowed[] = {
 // What the threads of a compiling engine's WASI need beside (Wasmtime 50: Tokio).
 constexpr int kForThreads[] = {SYS_set_robust_list,   SYS_rseq,     SYS_eventfd2,
                                SYS_sched_getaffinity, SYS_pwritev2, SYS_preadv2};
+// Making children, and confining oneself: processes, namespaces, mounts, users.
+constexpr int kForZygotes[] = {
+    SYS_clone3,   SYS_recvmsg,   SYS_sendto,    SYS_close_range, SYS_setns,      SYS_setsid,
+    SYS_umask,    SYS_chdir,     SYS_fchdir,    SYS_move_mount,  SYS_pivot_root, SYS_mount_setattr,
+    SYS_umount2,  SYS_prlimit64, SYS_setgroups, SYS_setresgid,   SYS_setresuid,  SYS_setfsgid,
+    SYS_setfsuid, SYS_capset,    SYS_prctl,
+#if defined(__x86_64__)
+    SYS_dup2,     SYS_setrlimit,
+#endif
+};
 // Of these no call that asks for executable memory: an interpreter needs none, and who has broken
 // out of it gets none.
 constexpr int kWithoutExec[] = {SYS_mmap, SYS_mprotect};
@@ -184,6 +195,13 @@ void add_filters(std::vector<sock_filter>& filter) {
   add_call(filter, SYS_prctl, body);
 }
 
+// ioctl(2) for TIOCSCTTY alone.
+void add_terminals(std::vector<sock_filter>& filter) {
+  std::vector<sock_filter> body;
+  allow_with(body, 1, ~0U, TIOCSCTTY);
+  add_call(filter, SYS_ioctl, body);
+}
+
 // What is not allowed of it is refused: the number is no longer in the accumulator.
 void add_fcntl(std::vector<sock_filter>& filter) {
   std::vector<sock_filter> body = {load(offsetof(seccomp_data, args[1]))};
@@ -225,8 +243,12 @@ std::vector<sock_filter> build_filter(FilterOptions options) {
     for (const int number : kForThreads) add_allowed(filter, number);
     add_threads(filter);
   }
+  if (options.serves) {
+    for (const int number : kForZygotes) add_allowed(filter, number);
+    add_terminals(filter);
+  }
   if (options.compiles || options.loads_code) add_code(filter);
-  if (options.loads_code) add_filters(filter);
+  if (options.loads_code && !options.serves) add_filters(filter);
   for (const int number : kWithoutExec) add_without_exec(filter, number);
   add_fcntl(filter);
   filter.push_back(answer(kDenied));

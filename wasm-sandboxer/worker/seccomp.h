@@ -13,6 +13,8 @@ struct FilterOptions {
   /// Memory that is executable and not writable, and another filter above this one: while code of
   /// our own cache is loaded.
   bool loads_code = false;
+  /// All that the zygote of a module does, and its children until they have a filter of their own.
+  bool serves = false;
 };
 
 /// The filter of system calls of a child that runs a module (seccomp(2)): files, clocks and memory,
