@@ -12,11 +12,10 @@
 #include "bench/report.h"
 
 namespace kuasar::bench {
-namespace {
 
 namespace fs = std::filesystem;
 
-Result<> write_all(const fs::path& out, const std::string& table, const Samples& samples) {
+Result<> write_results(const fs::path& out, const std::string& table, const Samples& samples) {
   std::error_code ec;
   fs::create_directories(out, ec);
   if (ec) return fail(Error::from_errno_value(ec.value(), "mkdir", out.native()));
@@ -25,7 +24,14 @@ Result<> write_all(const fs::path& out, const std::string& table, const Samples&
   return write_file(out / "cdf.svg", svg_of(samples), 0644);
 }
 
-}  // namespace
+int conclude(const Samples& samples) {
+  const std::vector<std::string> missed = missed_of(samples);
+  if (!missed.empty()) fmt::print("MISSED      {}\n", fmt::join(missed, "; "));
+  if (!samples.failures().empty()) {
+    fmt::print("FAILED      {} operations: this run is no result\n", samples.failures().size());
+  }
+  return missed.empty() && samples.failures().empty() ? 0 : 1;
+}
 
 Result<int> run_and_report(Options options, const fs::path& out) {
   std::string scratch = (fs::temp_directory_path() / "kuasar-bench.XXXXXX").native();
@@ -48,16 +54,11 @@ Result<int> run_and_report(Options options, const fs::path& out) {
                   describe_machine(), options.containerd.native(), options.handler, options.peer,
                   table_of(samples));
   fmt::print("{}", table);
-  const std::vector<std::string> missed = missed_of(samples);
   if (!out.empty()) {
-    CHECK_OK(write_all(out, table, samples));
+    CHECK_OK(write_results(out, table, samples));
     fmt::print("\nwritten to {}: table.txt, samples.jsonl, cdf.svg\n", out.native());
   }
-  if (!missed.empty()) fmt::print("MISSED      {}\n", fmt::join(missed, "; "));
-  if (!samples.failures().empty()) {
-    fmt::print("FAILED      {} operations: this run is no result\n", samples.failures().size());
-  }
-  return missed.empty() && samples.failures().empty() ? 0 : 1;
+  return conclude(samples);
 }
 
 }  // namespace kuasar::bench

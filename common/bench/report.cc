@@ -34,19 +34,18 @@ std::string limit_text(const Row& row, const std::optional<double>& limit) {
     case Measure::kRatio: return fmt::format("<= {:.2f}x", *limit);
     case Measure::kRate: return fmt::format(">= {:.1f}x", *limit);
     case Measure::kOurs: return fmt::format("<= {:g}", *limit);
+    case Measure::kOursAtLeast: return fmt::format(">= {:g}", *limit);
     case Measure::kNone: return "";
   }
   return "";
 }
 
-bool compares(const Row& row) {
-  return row.measure != Measure::kOurs;
-}
-
 std::string ratio_text(const Row& row, const Samples& samples) {
   const auto ours = quantile(samples.of(row.key, Side::kOurs), 0.5);
   const auto peer = quantile(samples.of(row.key, Side::kPeer), 0.5);
-  return compares(row) && ours && peer && *peer > 0 ? fmt::format("{:.2f}x", *ours / *peer) : "";
+  return !is_ours_alone(row.measure) && ours && peer && *peer > 0
+             ? fmt::format("{:.2f}x", *ours / *peer)
+             : "";
 }
 
 // One line of /proc/cpuinfo or /proc/meminfo, behind its colon.
@@ -64,7 +63,7 @@ std::string proc_line(const char* file, const std::string& field) {
 
 std::optional<double> figure_of(const Row& row, const Samples& samples) {
   const auto ours = quantile(samples.of(row.key, Side::kOurs), 0.5);
-  if (row.measure == Measure::kOurs || !ours) return ours;
+  if (is_ours_alone(row.measure) || !ours) return ours;
   const auto peer = quantile(samples.of(row.key, Side::kPeer), 0.5);
   if (!peer || *peer <= 0) return std::nullopt;
   return *ours / *peer;
@@ -72,7 +71,7 @@ std::optional<double> figure_of(const Row& row, const Samples& samples) {
 
 std::string table_of(const Samples& samples) {
   std::vector<std::vector<std::string>> lines;
-  for (const Row& row : all_rows()) {
+  for (const Row& row : samples.rows()) {
     const auto& ours = samples.of(row.key, Side::kOurs);
     const auto& peer = samples.of(row.key, Side::kPeer);
     if (ours.empty() && peer.empty()) continue;
@@ -97,7 +96,7 @@ std::string table_of(const Samples& samples) {
 
 std::vector<std::string> missed_of(const Samples& samples) {
   std::vector<std::string> missed;
-  for (const Row& row : all_rows()) {
+  for (const Row& row : samples.rows()) {
     const auto figure = figure_of(row, samples);
     if (figure && judge(row, *figure) == Verdict::kMissed) missed.emplace_back(row.title);
   }

@@ -2,11 +2,11 @@
 
 namespace kuasar::bench {
 
-const std::vector<Row>& all_rows() {
+const Rows& all_rows() {
   using enum Measure;
   constexpr auto none = std::nullopt;
   // Wall times are of the host's network, unless said: CNI's own time is the same for both sides.
-  static const std::vector<Row> rows{
+  static const Rows rows{
       {"run_pod", "RunPodSandbox", "ms", kRatio, 0.25, 0.10},
       {"run_pod_cni", "RunPodSandbox, CNI network", "ms", kNone, none, none},
       {"create", "CreateContainer", "ms", kNone, none, none},
@@ -41,10 +41,18 @@ const std::vector<Row>& all_rows() {
   return rows;
 }
 
+bool wants_more(Measure measure) {
+  return measure == Measure::kRate || measure == Measure::kOursAtLeast;
+}
+
+bool is_ours_alone(Measure measure) {
+  return measure == Measure::kOurs || measure == Measure::kOursAtLeast;
+}
+
 Verdict judge(const Row& row, double figure) {
   if (row.measure == Measure::kNone) return Verdict::kNone;
   const auto holds = [&](double limit) {
-    return row.measure == Measure::kRate ? figure >= limit : figure <= limit;
+    return wants_more(row.measure) ? figure >= limit : figure <= limit;
   };
   if (row.target && holds(*row.target)) return Verdict::kTarget;
   if (row.must) return holds(*row.must) ? Verdict::kMust : Verdict::kMissed;

@@ -18,6 +18,8 @@ enum class Measure {
   kRate,
   /// Our median itself, at most, in the row's unit.
   kOurs,
+  /// The same, at least.
+  kOursAtLeast,
   /// Nothing: shown for the reader.
   kNone,
 };
@@ -32,8 +34,10 @@ struct Row {
   std::optional<double> target;
 };
 
-/// All rows, in the order of the table.
-const std::vector<Row>& all_rows();
+/// The rows of a benchmark, in the order of its table; they live as long as the program.
+using Rows = std::vector<Row>;
+/// Those of kuasar-bench.
+const Rows& all_rows();
 
 enum class Verdict {
   kTarget,
@@ -42,6 +46,11 @@ enum class Verdict {
   /// Nothing is promised, or there is nothing to compare with.
   kNone,
 };
+
+/// The figure is to be high.
+bool wants_more(Measure measure);
+/// It is our median, whatever the peer has.
+bool is_ours_alone(Measure measure);
 
 /// Judges a row by its figure (the ratio, or our median). Pure.
 Verdict judge(const Row& row, double figure);

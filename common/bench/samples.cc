@@ -23,7 +23,7 @@ const std::vector<double>& Samples::of(std::string_view row, Side side) const {
 
 std::string Samples::jsonl() const {
   std::string text;
-  for (const Row& row : all_rows()) {
+  for (const Row& row : rows()) {
     for (const Side side : {Side::kOurs, Side::kPeer}) {
       std::size_t n = 0;
       for (const double value : of(row.key, side)) {

@@ -14,6 +14,10 @@ namespace kuasar::bench {
 /// Everything that was measured, by row and side, in the order of time; and what failed.
 class Samples {
  public:
+  /// Of these rows; others are kept, and shown nowhere.
+  explicit Samples(const Rows& rows = all_rows()) : rows_(&rows) {}
+
+  const Rows& rows() const { return *rows_; }
   void add(std::string_view row, Side side, double value);
   void add_failure(std::string words) { failures_.push_back(std::move(words)); }
   /// A row that could not be measured, and why.
@@ -27,6 +31,7 @@ class Samples {
   std::string jsonl() const;
 
  private:
+  const Rows* rows_;
   std::map<std::string, std::array<std::vector<double>, 2>, std::less<>> values_;
   std::map<std::string, std::string, std::less<>> skipped_;
   std::vector<std::string> failures_;

@@ -66,7 +66,7 @@ std::string panel(const Row& row, const std::vector<double>& ours,
 std::string svg_of(const Samples& samples) {
   std::string panels;
   std::size_t count = 0;
-  for (const Row& row : all_rows()) {
+  for (const Row& row : samples.rows()) {
     const auto& ours = samples.of(row.key, Side::kOurs);
     const auto& peer = samples.of(row.key, Side::kPeer);
     if (ours.size() < kFewestSamples || peer.size() < kFewestSamples) continue;

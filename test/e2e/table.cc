@@ -80,7 +80,8 @@ std::vector<std::string> difference(const Census& before, const Lab& lab) {
     return line.ends_with(" of containerd -> anon_inode:[pidfd]") ||
            line.find("/oci/.cache") != line.npos || line.find("/oci/.empty-dir") != line.npos ||
            line.find("(kuasar-wasm-worker wasm") != std::string::npos ||
-           line.find("(kuasar-wasm)") != std::string::npos;
+           line.find("(kuasar-wasm)") != std::string::npos ||
+           line.find("(kuasar-wasm-mod)") != std::string::npos;
   });
   return lines;
 }

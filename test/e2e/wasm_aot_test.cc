@@ -2,9 +2,11 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "base/files.h"
 #include "e2e/table.h"
 #include "support/wait.h"
 #include "support/wasm_engine.h"
@@ -37,10 +39,11 @@ struct CacheDir {
   }
 };
 
-void run_cached_case(const std::function<void(Case&, const CacheDir&)>& body) {
+void run_cached_case(const std::function<void(Case&, const CacheDir&)>& body,
+                     const std::string& more = "") {
   for_each_engine([&](const wasm::EngineConfig& engine) {
     const CacheDir cache;
-    run_wasm_case_with(engine_toml(engine, cache.path), [&](Case& e) {
+    run_wasm_case_with(engine_toml(engine, cache.path) + more, [&](Case& e) {
       cache.clear();
       body(e, cache);
     });
@@ -50,6 +53,16 @@ void run_cached_case(const std::function<void(Case&, const CacheDir&)>& body) {
 Finished run_tool(Case& e, const Pod& pod, std::vector<std::string> words) {
   words.insert(words.begin(), "/tool.wasm");
   return e.run(pod, wasm_config(e, words));
+}
+
+// The zygotes of modules: the worker, an engine and the beginning of a digest.
+std::set<pid_t> module_zygotes() {
+  std::set<pid_t> zygotes;
+  for (const pid_t pid : processes_with("kuasar-wasm-worker")) {
+    const std::string name = read_file(fmt::format("/proc/{}/comm", pid)).value_or("");
+    if (trimmed(name) == "kuasar-wasm-mod") zygotes.insert(pid);
+  }
+  return zygotes;
 }
 
 bool compiling() {
@@ -92,6 +105,48 @@ TEST_CASE("wasm: a daemon that dies while a module is compiled leaves no compile
     CHECK(run_tool(e, pod, {"print", "on", "exit", "5"}).log.out == "on\n");
     CHECK(wait_until([&] { return cache.files() == 1 && !compiling(); }, 60s));
   });
+}
+
+TEST_CASE("wasm: containers of a module's zygote are like any, and outlive it and the daemon",
+          "[e2e][wasm]") {
+  run_cached_case(
+      [](Case& e, const CacheDir& cache) {
+        const auto next_daemon = [&] {
+          e.lab().kill_sandboxer();
+          CHECK(wait_until([] { return module_zygotes().empty(); }, 10s));
+          e.lab().start_sandboxer();
+        };
+        // One that knows nothing yet.
+        next_daemon();
+        const Pod pod = e.run_pod();
+        CHECK(run_tool(e, pod, {"exit", "3"}).status.exit_code() == 3);
+        REQUIRE(wait_until([&] { return cache.files() == 1 && !compiling(); }, 60s));
+        CHECK(run_tool(e, pod, {"exit", "4"}).status.exit_code() == 4);
+        CHECK(module_zygotes().empty());
+        const Finished third = run_tool(e, pod, {"print", "third", "exit", "5"});
+        CHECK(third.status.exit_code() == 5);
+        CHECK(third.log.out == "third\n");
+        REQUIRE(module_zygotes().size() == 1);
+
+        const Container sleeper = e.start(pod, wasm_config(e, {"/tool.wasm", "sleep", "3607"}));
+        const Container created = e.create(pod, wasm_config(e, {"/tool.wasm", "exit", "6"}));
+        cri::ContainerConfig hungry = wasm_config(e, {"/tool.wasm", "hog"});
+        hungry.mutable_linux()->mutable_resources()->set_memory_limit_in_bytes(32 << 20);
+        // The guest's memory ends where the cgroup's does, which the engine takes little of here: the
+        // first of them tells. Its maximum is another, and so is its zygote.
+        const Finished full = e.run(pod, hungry);
+        CHECK((full.status.reason() == "OOMKilled" || full.status.exit_code() == 3));
+        CHECK(module_zygotes().size() == 2);
+        next_daemon();
+        REQUIRE(e.cri().start_container(created.id));
+        CHECK(e.finish(created).status.exit_code() == 6);
+        CHECK(run_tool(e, pod, {"exit", "7"}).status.exit_code() == 7);
+        CHECK(run_tool(e, pod, {"exit", "8"}).status.exit_code() == 8);
+        CHECK(module_zygotes().size() == 1);
+        REQUIRE(e.cri().stop_container(sleeper.id, 10));
+        CHECK(e.finish(sleeper).status.exit_code() == 143);
+      },
+      "zygote = \"module\"\n");
 }
 
 }  // namespace kuasar::test

@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <filesystem>
@@ -10,11 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "async/task_group.h"
 #include "base/files.h"
 #include "os/pidfd.h"
 #include "support/wait.h"
-#include "support/wasm_driver_fixture.h"
+#include "support/wasm_cache_fixture.h"
 
 // Zygotes of modules: what they are, what their children are, and that a container comes to life
 // without them wherever they are of no use.
@@ -42,91 +40,7 @@ wasm::EngineConfig each_engine() {
   return engine;
 }
 
-struct Fixture : WasmDriverFixture {
-  wasm::EngineConfig config;
-  std::unique_ptr<TaskGroup> background;
-  int count = 0;
-
-  explicit Fixture(wasm::EngineConfig engine_config, wasm::ModuleZygotes::Limits limits = {})
-      : config(std::move(engine_config)) {
-    engine = config.name + "/module";
-    image = "registry.example/modules:1";
-    begin(limits);
-  }
-  ~Fixture() { end(); }
-
-  void begin(wasm::ModuleZygotes::Limits limits = {}) {
-    wasm::WasmDriver::Limits all;
-    all.zygotes = limits;
-    restart({config}, all);
-    REQUIRE(driver->open_cache(dir / "aot"));
-    background = std::make_unique<TaskGroup>(io.executor());
-    background->spawn(driver->run_cache());
-    background->spawn(driver->run_zygotes());
-  }
-  void end() {
-    const auto stop = [&]() -> Task<> {
-      background->cancel();
-      co_await background->join();
-    };
-    io.run(stop());
-  }
-  std::size_t cached() const {
-    std::size_t files = 0;
-    for (const auto& entry : fs::directory_iterator(dir / "aot")) {
-      if (entry.path().filename().native().front() != '.') ++files;
-    }
-    return files;
-  }
-  // Its code comes into the cache, and then is known by the name of the image.
-  void warm(const std::string& module) {
-    const std::size_t before = cached();
-    REQUIRE(one({module}).second == 0);
-    const auto until = std::chrono::steady_clock::now() + 60s;
-    while (cached() == before && std::chrono::steady_clock::now() < until) {
-      io.run(sleep_for(5ms));
-    }
-    REQUIRE(cached() == before + 1);
-    REQUIRE(one({module}).second == 0);
-    REQUIRE(driver->module_zygotes() == 0);
-  }
-  std::string next_id() { return fmt::format("c{}", ++count); }
-  // A container's output and exit code.
-  std::pair<std::string, int> one(const std::vector<std::string>& args) {
-    return live(plan(next_id(), args));
-  }
-  std::pair<std::string, int> live(task::ContainerPlan container) {
-    const std::string id = container.id;
-    keep_output(id);
-    create(std::move(container));
-    REQUIRE(io.run(driver->start(id)));
-    const int code = exit_code(id);
-    return {output(id), code};
-  }
-  // The parent of all of them is this process: by their names.
-  std::vector<pid_t> zygotes() const {
-    std::vector<pid_t> pids;
-    for (const auto& entry : fs::directory_iterator("/proc")) {
-      const std::string name = entry.path().filename();
-      if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-      const pid_t pid = std::stoi(name);
-      if (status_of(pid, "Name") == "kuasar-wasm-mod" &&
-          status_of(pid, "PPid") == std::to_string(::getpid()) &&
-          !status_of(pid, "State").starts_with("Z")) {
-        pids.push_back(pid);
-      }
-    }
-    return pids;
-  }
-  bool await_zygotes(std::size_t number, std::chrono::milliseconds limit = 20s) {
-    const auto until = std::chrono::steady_clock::now() + limit;
-    while ((zygotes().size() != number || driver->module_zygotes() != number) &&
-           std::chrono::steady_clock::now() < until) {
-      io.run(sleep_for(5ms));
-    }
-    return zygotes().size() == number && driver->module_zygotes() == number;
-  }
-};
+using Fixture = WasmCacheFixture;
 
 }  // namespace
 

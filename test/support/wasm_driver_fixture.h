@@ -69,7 +69,7 @@ struct WasmDriverFixture {
     char name[] = "/tmp/kuasar-wasm-XXXXXX";
     dir = ::mkdtemp(name);
   }
-  ~WasmDriverFixture() {
+  virtual ~WasmDriverFixture() {
     for (const std::string& id : ids) {
       (void)io.run(driver->remove(id));
       // What a later driver has not taken over it does not know.

@@ -40,7 +40,7 @@ TEST_CASE("bench: rows have keys of their own, and a target is no easier than th
     CHECK(keys.insert(row.key).second);
     CHECK((row.measure == Measure::kNone) == (!row.must && !row.target));
     if (!row.must || !row.target) continue;
-    CHECK((row.measure == Measure::kRate ? *row.target >= *row.must : *row.target <= *row.must));
+    CHECK((wants_more(row.measure) ? *row.target >= *row.must : *row.target <= *row.must));
   }
 }
 
@@ -55,6 +55,9 @@ TEST_CASE("bench: a row is judged by its kind") {
   const Row zero{"c", "", "", Measure::kOurs, 0.0, 0.0};
   CHECK(judge(zero, 0) == Verdict::kTarget);
   CHECK(judge(zero, 1) == Verdict::kMissed);
+  const Row starts{"s", "", "/s", Measure::kOursAtLeast, 300.0, 500.0};
+  CHECK(judge(starts, 500) == Verdict::kTarget);
+  CHECK(judge(starts, 299) == Verdict::kMissed);
   // A target alone is a wish.
   const Row wish{"d", "", "KiB", Measure::kOurs, std::nullopt, 64.0};
   CHECK(judge(wish, 65) == Verdict::kNone);
@@ -70,6 +73,18 @@ TEST_CASE("bench: the figure of a row is the ratio of medians, or our median") {
   add_all(samples, "memory_50", Side::kOurs, {5.5});
   CHECK(figure_of(row_of("memory_50"), samples) == 5.5);
   CHECK(missed_of(samples) == std::vector<std::string>{"memory at 50 pods: private dirty"});
+}
+
+TEST_CASE("bench: a benchmark may have rows of its own") {
+  static const Rows rows = {{"starts", "starts", "/s", Measure::kOursAtLeast, 300.0, 500.0}};
+  Samples samples(rows);
+  add_all(samples, "starts", Side::kOurs, {400});
+  add_all(samples, "run_pod", Side::kOurs, {1});
+  const std::string table = table_of(samples);
+  CHECK_THAT(table, ContainsSubstring(">= 300"));
+  CHECK(table.find("RunPodSandbox") == std::string::npos);
+  CHECK(samples.jsonl().find("run_pod") == std::string::npos);
+  CHECK(missed_of(samples).empty());
 }
 
 TEST_CASE("bench: the table shows figures, verdicts, what was left out and what failed") {

@@ -6,6 +6,7 @@
 #include "base/files.h"
 #include "container_plan.h"
 #include "oci/process.h"
+#include "run_mode.h"
 #include "wasm_config.h"
 #include "worker/plan.h"
 
@@ -61,6 +62,7 @@ TEST_CASE("wasm: a plan survives the way to the worker, and what is none is told
   plan.cgroups = {10};
   plan.streams[1] = 11;
   plan.terminal = true;
+  plan.zygote_of = "12ab";
   const std::string bytes = encode(plan);
   Plan read;
   REQUIRE(decode(bytes, read));
@@ -71,6 +73,34 @@ TEST_CASE("wasm: a plan survives the way to the worker, and what is none is told
   }
   Plan longer;
   CHECK_FALSE(decode(bytes + "x", longer));
+}
+
+TEST_CASE("wasm: what a child says of its module") {
+  const std::string digest(64, 'a');
+  for (const bool native : {true, false}) {
+    const Readiness read = decode_readiness(encode({digest, native}));
+    CHECK(read.digest == digest);
+    CHECK(read.native == native);
+  }
+  CHECK(encode(Readiness{}) == "");
+  for (const std::string& words : {std::string(), "+" + digest.substr(1), digest, "*" + digest,
+                                   "+" + digest + "a", "-" + std::string(64, 'A')}) {
+    CHECK(decode_readiness(words).digest == "");
+    CHECK_FALSE(decode_readiness(words).native);
+  }
+}
+
+TEST_CASE("wasm: an engine and its kind of zygote in a word") {
+  const RunMode standard{"wasmedge", true};
+  CHECK(parse_mode("", standard) == standard);
+  CHECK(parse_mode("wasmtime", standard) == RunMode{"wasmtime", true});
+  CHECK(parse_mode("wasmtime/engine", standard) == RunMode{"wasmtime", false});
+  CHECK(parse_mode("wasmtime/module", {"wasmedge", false}) == RunMode{"wasmtime", true});
+  CHECK(parse_mode("wasmtime/other", standard) == RunMode{"wasmtime/other", false});
+  CHECK(parse_mode("/usr/bin/runc", standard) == RunMode{"/usr/bin/runc", false});
+  for (const RunMode& mode : {RunMode{"wasmedge", true}, RunMode{"wasmedge", false}}) {
+    CHECK(parse_mode(to_string(mode), {"wasmedge", false}) == mode);
+  }
 }
 
 TEST_CASE("wasm: path#function") {

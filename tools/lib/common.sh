@@ -12,7 +12,7 @@ fi
 readonly KUASAR_CACHE=$KUASAR_ROOT/.cache KUASAR_PREFIX=$KUASAR_ROOT/.cache/prefix \
   KUASAR_RUNTIMES=$KUASAR_ROOT/.cache/runtimes KUASAR_IMAGES=$KUASAR_ROOT/.cache/images \
   KUASAR_WASMEDGE=$KUASAR_ROOT/.cache/wasmedge KUASAR_MODULES=$KUASAR_ROOT/.cache/modules \
-  KUASAR_WASMTIME=$KUASAR_ROOT/.cache/wasmtime \
+  KUASAR_WASMTIME=$KUASAR_ROOT/.cache/wasmtime KUASAR_WASM_PEER=$KUASAR_ROOT/.cache/wasm-peer \
   KUASAR_BUILD=$KUASAR_ROOT/build KUASAR_RESULTS=$KUASAR_ROOT/build/test-results
 
 die() {

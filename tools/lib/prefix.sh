@@ -74,7 +74,7 @@ prefix_make_apt_root() {
   : >"$PREFIX_APT/status"
   for suite in bookworm bookworm-backports forky "$@"; do
     printf 'deb %s%s %s main\n' "$options" "$uri" "$suite"
-  done >"$PREFIX_APT/sources.list"
+  done | sort -u >"$PREFIX_APT/sources.list"
 }
 
 # prefix_version_ok PROGRAM: prints the version of a containerd binary; fails when it does not run
@@ -135,6 +135,19 @@ prefix_download() {
     die "apt-get download failed: $*"
   fi
   print_step prefix "downloaded $*" "$start"
+}
+
+# prefix_download_closure LOG SUITE PACKAGE...: the same for packages and all that they need, the C
+# library too, in that suite.
+prefix_download_closure() {
+  local log=$1 suite=$2
+  shift 2
+  prefix_make_apt_root "$suite"
+  run_logged "$log" prefix_apt_get update || die "the private apt root could not be updated"
+  rm -f "$PREFIX_APT"/debs/*.deb "$PREFIX_APT"/cache/archives/*.deb
+  run_logged "$log" prefix_apt_get install -y --download-only --no-install-recommends -t "$suite" \
+    "$@" || die "could not be downloaded from $suite: $*"
+  mv "$PREFIX_APT"/cache/archives/*.deb "$PREFIX_APT/debs/"
 }
 
 # prefix_has_containerd: whether the private apt root knows the package at all.

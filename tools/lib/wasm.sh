@@ -6,6 +6,7 @@ readonly WASM_FORMAT=1
 readonly WASM_MODULES_FORMAT=1
 readonly WASM_STAMP=$KUASAR_WASMEDGE/.stamp
 readonly WASM_PACKAGES=(libwasmedge0 wasmedge)
+readonly WASM_PEER_PACKAGES=(crun libwasmedge0)
 # A release may change its C API: worker/wasmtime.cc is run with this one.
 readonly WASM_WASMTIME='wasmtime==50.*'
 
@@ -16,12 +17,7 @@ wasm_engine_provide() {
   wanted=$(printf '%s\n' "format $WASM_FORMAT" "${WASM_PACKAGES[@]}")
   if [[ -z $1 ]] && prefix_stamp_is "$WASM_STAMP" "$wanted"; then return 0; fi
   start=$(now_ms)
-  prefix_make_apt_root
-  run_logged "$log" prefix_apt_get update || die "the private apt root could not be updated"
-  rm -f "$PREFIX_APT"/debs/*.deb "$PREFIX_APT"/cache/archives/*.deb
-  run_logged "$log" prefix_apt_get install -y --download-only --no-install-recommends -t forky \
-    "${WASM_PACKAGES[@]}" || die "WasmEdge could not be downloaded"
-  mv "$PREFIX_APT"/cache/archives/*.deb "$PREFIX_APT/debs/"
+  prefix_download_closure "$log" forky "${WASM_PACKAGES[@]}"
   dir=$(realpath -m "$KUASAR_WASMEDGE")
   prefix_unpack "$dir"
   # Debian's own directories are links in a system that is installed.
@@ -102,6 +98,19 @@ wasm_compile() {
     # clang 14 makes code of tool.c with -O2 that prints nothing.
     clang-14 --target=wasm32-wasi -O1 -Wall -Werror -o "$1/$name.wasm" "$source" || return
   done
+}
+
+# wasm_peer_provide: trixie's crun, the last that runs modules (by WasmEdge), for the bench alone.
+wasm_peer_provide() {
+  local start wanted log=$KUASAR_CACHE/log/wasm-peer.log
+  wanted=$(printf '%s\n' "format $WASM_FORMAT" "${WASM_PEER_PACKAGES[@]}")
+  if prefix_stamp_is "$KUASAR_WASM_PEER/.stamp" "$wanted"; then return 0; fi
+  start=$(now_ms)
+  prefix_download_closure "$log" trixie "${WASM_PEER_PACKAGES[@]}"
+  prefix_unpack "$(realpath -m "$KUASAR_WASM_PEER")"
+  prefix_write_stamp "$KUASAR_WASM_PEER/.stamp" "$wanted"
+  print_step wasm "$(grep '^have crun' "$KUASAR_WASM_PEER/.stamp" | cut -d ' ' -f 2-) in .cache/wasm-peer" \
+    "$start"
 }
 
 # wasm_modules_provide: the modules and the image with all of them, when a source has changed.
