@@ -120,7 +120,7 @@ Result<RunMode> WasmDriver::mode_named(const std::string& name, std::string_view
   std::string known;
   for (const auto& [engine, zygote] : zygotes_) known += (known.empty() ? "" : ", ") + engine;
   return fail(Code::kInvalidArgument, "{}: there is no WebAssembly engine \"{}\"; there is {}",
-              where, name.substr(0, 100), known);
+              where, mode.engine.substr(0, 100), known);
 }
 
 Result<std::string> WasmDriver::runtime_for(const std::string& binary) {

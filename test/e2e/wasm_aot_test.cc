@@ -132,8 +132,8 @@ TEST_CASE("wasm: containers of a module's zygote are like any, and outlive it an
         const Container created = e.create(pod, wasm_config(e, {"/tool.wasm", "exit", "6"}));
         cri::ContainerConfig hungry = wasm_config(e, {"/tool.wasm", "hog"});
         hungry.mutable_linux()->mutable_resources()->set_memory_limit_in_bytes(32 << 20);
-        // The guest's memory ends where the cgroup's does, which the engine takes little of here: the
-        // first of them tells. Its maximum is another, and so is its zygote.
+        // The guest's memory ends where the cgroup's does, which the engine takes little of here:
+        // the first of them tells. Its maximum is another, and so is its zygote.
         const Finished full = e.run(pod, hungry);
         CHECK((full.status.reason() == "OOMKilled" || full.status.exit_code() == 3));
         CHECK(module_zygotes().size() == 2);

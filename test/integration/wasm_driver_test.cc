@@ -125,6 +125,9 @@ TEST_CASE("wasm driver: an exec that an earlier daemon was in runs once", "[root
   REQUIRE_FALSE(unknown);
   CHECK(unknown.error().code == Code::kNotFound);
   CHECK(f.driver->runtime_for("").value() == "wasmedge");
+  CHECK(f.driver->runtime_for("wasmedge/module").value() == "wasmedge/module");
+  CHECK(f.driver->runtime_for("v8/module").error().message ==
+        "options.BinaryName: there is no WebAssembly engine \"v8\"; there is wasmedge");
   CHECK(f.driver->runtime_for("/usr/sbin/runc").error().message ==
         "options.BinaryName: there is no WebAssembly engine \"/usr/sbin/runc\"; there is wasmedge");
 }

@@ -1,6 +1,13 @@
 #include <fmt/format.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
@@ -13,6 +20,7 @@
 #include "os/pidfd.h"
 #include "support/wait.h"
 #include "support/wasm_cache_fixture.h"
+#include "worker/seccomp.h"
 
 // Zygotes of modules: what they are, what their children are, and that a container comes to life
 // without them wherever they are of no use.
@@ -275,6 +283,79 @@ TEST_CASE("module zygotes: a volume whose place the image does not have", "[root
   REQUIRE(::stat((root / "deep/volume").c_str(), &made) == 0);
   CHECK(made.st_uid == 0);
   CHECK(made.st_gid == 0);
+}
+
+TEST_CASE("module zygotes: a start function runs in the container alone", "[root][wasm]") {
+  Fixture f(each_engine());
+  const auto begin = [&] {
+    const std::string id = f.next_id();
+    f.create(id, {"/endless.wasm"});
+    return id;
+  };
+  const std::string first = begin();
+  while (f.cached() == 0) f.io.run(sleep_for(5ms));
+  const std::string second = begin();
+  const std::string third = begin();
+  REQUIRE(f.zygotes().size() == 1);
+  REQUIRE(f.io.run(f.driver->start(third)));
+  // The zygote is free for the next.
+  const std::string fourth = begin();
+  CHECK(f.zygotes().size() == 1);
+  CHECK(f.driver->module_zygotes() == 1);
+  REQUIRE(f.driver->signal({third, ""}, SIGTERM));
+  CHECK(f.exit_code(third) == 143);
+}
+
+// In a process of its own: filters stay.
+TEST_CASE("The filter of a module's zygote lets children be made and confined, and no more",
+          "[wasm]") {
+  std::vector<sock_filter> serving = wasm::build_filter({.loads_code = true, .serves = true});
+  const sock_fprog program{static_cast<unsigned short>(serving.size()), serving.data()};
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) ::_exit(200);
+    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) != 0) ::_exit(201);
+    const auto denied = [](long number) {
+      return ::syscall(number, -1, nullptr, nullptr, 0, 0) == -1 && errno == ENOSYS;
+    };
+    const auto let_through = [](long number) {
+      return ::syscall(number, -1, nullptr, 0, 0, 0) == -1 && errno != ENOSYS && errno != EPERM;
+    };
+    int wrong = 0;
+    for (const long number : {SYS_execve,
+                              SYS_execveat,
+                              SYS_socket,
+                              SYS_connect,
+                              SYS_bind,
+                              SYS_ptrace,
+                              SYS_kill,
+                              SYS_tgkill,
+                              SYS_mount,
+                              SYS_open_tree,
+                              SYS_fsopen,
+                              SYS_unshare,
+                              SYS_bpf,
+                              SYS_keyctl,
+                              SYS_process_vm_writev,
+                              SYS_pidfd_getfd,
+                              SYS_init_module,
+                              SYS_open_by_handle_at,
+                              SYS_mknodat,
+                              SYS_fchmodat,
+                              SYS_fchownat,
+                              SYS_perf_event_open,
+                              SYS_io_uring_setup}) {
+      if (!denied(number)) wrong = 1;
+    }
+    if (!let_through(SYS_clone3) || !let_through(SYS_move_mount)) wrong |= 2;
+    if (::ioctl(0, TIOCSTI, "x") != -1 || errno != EPERM) wrong |= 4;
+    ::syscall(SYS_exit_group, wrong);
+  }
+  REQUIRE(pid > 0);
+  int status = 0;
+  REQUIRE(::waitpid(pid, &status, 0) == pid);
+  REQUIRE(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
 }
 
 }  // namespace kuasar::test
