@@ -143,6 +143,16 @@ TEST_CASE("wasm: containers of a module's zygote are like any, and outlive it an
         CHECK(run_tool(e, pod, {"exit", "7"}).status.exit_code() == 7);
         CHECK(run_tool(e, pod, {"exit", "8"}).status.exit_code() == 8);
         CHECK(module_zygotes().size() == 1);
+        // The keeper is the parent of its children: the next one has a zygote of its own.
+        const std::set<pid_t> orphaned = module_zygotes();
+        e.lab().kill_keeper();
+        REQUIRE(wait_until([&] { return module_zygotes() != orphaned; }, 10s));
+        CHECK(wait_until(
+            [&] {
+              return run_tool(e, pod, {"exit", "9"}).status.exit_code() == 9;
+            },
+            20s));
+        CHECK(module_zygotes().size() == 1);
         REQUIRE(e.cri().stop_container(sleeper.id, 10));
         CHECK(e.finish(sleeper).status.exit_code() == 143);
       },

@@ -241,6 +241,10 @@ Readiness check_module(const Inheritance& zygote, const Confinement& confinement
 [[noreturn]] void become_zygote(const Inheritance& from, const Confinement& confinement) {
   const Plan& plan = confinement.plan;
   confinement.drop_privileges(kZygoteCapabilities);
+  // The parent of its children shall be the one that knows them. Another user would have undone it.
+  if (::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) {
+    refuse_errno(confinement.control, "end with the keeper");
+  }
   keep_only(
       {confinement.control, confinement.fds[plan.cache], from.null_fd, from.own_pid_namespace},
       confinement.control);
