@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "launch.h"
+#include "os/cgroup_files.h"
 
 namespace kuasar::wasm {
 namespace {
@@ -17,6 +18,7 @@ constexpr auto kLoadTimeout = 30s;
 // Images that are remembered; a daemon that has seen more begins anew.
 constexpr std::size_t kMaxNames = 4096;
 constexpr std::size_t kShownDigest = 12;
+constexpr const char* kFirstToGo = "1000";
 // For idle ones, while there are any.
 constexpr auto kLook = 5s;
 
@@ -58,6 +60,8 @@ Task<Result<Zygote::Started>> ModuleZygote::start() {
   CO_TRY(const pid_t pid, co_await engine_.make_child(launch.request, launch.fds));
   launch.fds.clear();
   CO_TRY(os::Process process, co_await spawner_.adopt(key_, pid));
+  // It has the daemon's own, which spares it: it is the first to go.
+  (void)os::write_control(fmt::format("/proc/{}/oom_score_adj", pid), kFirstToGo);
   CO_TRY(std::string words, co_await await_ready(pair.ours.get(), kLoadTimeout, key_));
   log::info({}, "{} (pid {}) has module {} of user {}", key_, pid,
             std::string_view(module_.digest).substr(0, kShownDigest), module_.uid);

@@ -189,7 +189,12 @@ Task<Result<Readiness>> WasmDriver::launch_by_module(const Start& start, Zygote&
                                                      Launch launch, const task::Stdio& stdio) {
   const std::optional<Scope> scope = launch.scope;
   CO_CHECK(join_own_network(launch));
-  Result<Readiness> ready = co_await launch_by(start, zygote, std::move(launch), stdio);
+  Start scored = start;
+  if (!scored.oom_score_adj) {
+    // As of the engine's: not the zygote's own.
+    CO_TRY(scored.oom_score_adj, os::oom_score_adj_of(::getpid()));
+  }
+  Result<Readiness> ready = co_await launch_by(scored, zygote, std::move(launch), stdio);
   if (ready) co_return ready;
   // Nothing of it may be in the way of the next attempt.
   co_await end_process(start.ref, start.member);

@@ -307,7 +307,7 @@ class Bench {
       }
       if (all.size() != static_cast<std::size_t>(count)) break;
       const OurMemory memory = our_memory();
-      if (count == 10) cpu_10 = beside("run_pod_10");
+      if (count == 10) cpu_10 = beside("run_pod_10", "own_10");
       if (count == 50) {
         at_50 = memory.private_dirty;
         samples_.add("memory_50", Side::kOurs, memory.private_dirty);
@@ -326,7 +326,7 @@ class Bench {
       if (count == 500) {
         samples_.add("memory_500", Side::kOurs, memory.private_dirty);
         samples_.add("memory_pod", Side::kOurs, (memory.private_dirty - at_50) * 1024 / 450);
-        const double cpu_500 = beside("run_pod_500");
+        const double cpu_500 = beside("run_pod_500", "own_500");
         if (cpu_ && cpu_10 > 0) samples_.add("growth", Side::kOurs, cpu_500 / cpu_10);
       }
       tell("density", fmt::format("{} pods of {}: {:.1f} MiB private", count, options_.handler,
@@ -336,10 +336,16 @@ class Bench {
     tell("density", fmt::format("removed {} pods of {}", all.size(), options_.handler));
   }
 
+  // CPU time of our daemon and keeper, without what they start.
+  double own_cpu() const {
+    return os::thread_seconds_of(daemon_).value_or(0) + os::thread_seconds_of(keeper_).value_or(0);
+  }
+
   // Some pods more, one at a time, beside those that are there; the CPU time of one pod's life in
-  // ms.
-  double beside(const char* row) {
+  // ms. `own`: the row of what daemon and keeper have of it.
+  double beside(const char* row, const char* own = nullptr) {
     std::vector<double> used;
+    const double own_begin = own_cpu();
     for (int i = 0; i < 10; ++i) {
       const double begin = cpu();
       auto pod = Result<BenchPod>(fail(Code::kUnknown, "not made"));
@@ -353,6 +359,10 @@ class Bench {
       if (good(made, "CreateContainer")) good(pods(Side::kOurs).start(*pod), "StartContainer");
       good(pods(Side::kOurs).remove_whole(*pod), "removal");
       used.push_back((cpu() - begin) * 1000);
+    }
+    if (own != nullptr && !used.empty()) {
+      samples_.add(own, Side::kOurs,
+                   (own_cpu() - own_begin) * 1000 / static_cast<double>(used.size()));
     }
     return quantile(used, 0.5).value_or(0);
   }

@@ -56,6 +56,21 @@ Result<double> cpu_seconds_of(pid_t pid) {
   return (user + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
+Result<double> thread_seconds_of(pid_t pid) {
+  const std::filesystem::path tasks = fmt::format("/proc/{}/task", pid);
+  std::error_code ec;
+  double nanoseconds = 0;
+  for (std::filesystem::directory_iterator entry(tasks, ec), end; !ec && entry != end;
+       entry.increment(ec)) {
+    // A thread that has just ended has none.
+    std::istringstream fields(read_file(entry->path() / "schedstat").value_or(""));
+    double running = 0;
+    if (fields >> running) nanoseconds += running;
+  }
+  if (ec) return fail(Error::from_errno_value(ec.value(), "read", tasks.native()));
+  return nanoseconds / 1e9;
+}
+
 Result<unsigned> threads_of(pid_t pid) {
   TRY(const std::string text, proc_file(pid, "status"));
   return static_cast<unsigned>(field_of(text, "Threads:"));

@@ -28,6 +28,10 @@ Result<MemoryUse> memory_of(pid_t pid);
 /// /proc/PID/stat. kNotFound as above.
 Result<double> cpu_seconds_of(pid_t pid);
 
+/// The same of the threads that it has now, to the nanosecond: /proc/PID/task/*/schedstat
+/// (Documentation/scheduler/sched-stats.rst). kNotFound as above.
+Result<double> thread_seconds_of(pid_t pid);
+
 /// Threads of a process; kNotFound as above.
 Result<unsigned> threads_of(pid_t pid);
 

@@ -50,6 +50,12 @@ wasm::EngineConfig each_engine() {
 
 using Fixture = WasmCacheFixture;
 
+std::string trimmed_file(pid_t pid, const std::string& name) {
+  std::string text = read_file(fmt::format("/proc/{}/{}", pid, name)).value_or("");
+  while (text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
 }  // namespace
 
 TEST_CASE("module zygotes: from the third container on, with the rights that its children need",
@@ -88,6 +94,7 @@ TEST_CASE("module zygotes: from the third container on, with the rights that its
     CHECK(status_of(child, "Seccomp") == "2");
     CHECK(status_of(child, "Seccomp_filters") == "2");
     CHECK(status_of(child, "PPid") == std::to_string(::getpid()));
+    CHECK(trimmed_file(child, "oom_score_adj") == "500");
     // The host's network, as the spec has it, and its own mounts and PIDs.
     const std::string ns = fmt::format("/proc/{}/ns/", child);
     CHECK(fs::read_symlink(ns + "net") == fs::read_symlink("/proc/self/ns/net"));
@@ -209,11 +216,17 @@ TEST_CASE("module zygotes: where they are of no use, the engine's makes the cont
     CHECK(f.zygotes().empty());
   }
   SECTION("lower limits are no reason") {
-    f.more_of_process = R"(,"rlimits":[{"type":"RLIMIT_NOFILE","soft":256,"hard":256}])";
+    f.more_of_process += R"(,"rlimits":[{"type":"RLIMIT_NOFILE","soft":256,"hard":256}])";
     CHECK(f.one({"/tool.wasm", "exit", "5"}).second == 5);
-    f.more_of_process.clear();
-    CHECK(f.one({"/tool.wasm", "exit", "6"}).second == 6);
     CHECK(f.zygotes().size() == 1);
+  }
+  SECTION("no score for the OOM killer: not the zygote's") {
+    CHECK(trimmed_file(f.zygotes().front(), "oom_score_adj") == "1000");
+    f.more_of_process.clear();
+    const std::string id = f.next_id();
+    f.create(id, {"/tool.wasm", "exit", "5"});
+    CHECK(trimmed_file(f.driver->host_pid({id, ""}), "oom_score_adj") ==
+          trimmed_file(::getpid(), "oom_score_adj"));
   }
   SECTION("no module: as without") {
     const auto refused = [&](const std::string& module) {

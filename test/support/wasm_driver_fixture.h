@@ -59,7 +59,7 @@ struct WasmDriverFixture {
   std::string engine = "wasmedge";
   std::string image;
   std::string user = R"({"uid":1000,"gid":1000})";
-  std::string more_of_process;
+  std::string more_of_process = R"(,"oomScoreAdj":500)";
   bool readonly = true;
   /// Standard output and errors of processes, by container; what is not here goes to /dev/null.
   std::map<std::string, UniqueFd> outputs;
