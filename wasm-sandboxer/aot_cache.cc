@@ -16,7 +16,6 @@
 #include "base/files.h"
 #include "base/log.h"
 #include "launch.h"
-#include "os/cgroup_files.h"
 #include "os/detached_mount.h"
 #include "os/fifo.h"
 #include "worker/artifact.h"
@@ -34,7 +33,6 @@ constexpr std::size_t kMaxKnown = 4096;
 constexpr int kPatience = 5;
 // nobody: a user who owns nothing.
 constexpr std::uint32_t kNobody = 65534;
-constexpr const char* kFirstToGo = "1000";
 constexpr mode_t kDirMode = 0711;
 // Containers read it as their own users.
 constexpr mode_t kFileMode = 0444;
@@ -220,18 +218,11 @@ Task<Result<>> AotCache::run_compiler(EngineZygote& zygote, const UniqueFd& sour
                                       const UniqueFd& code) {
   co_await os::end_named(spawner_, compiler_key(zygote));
   CO_TRY(Launch launch, plan_compiler(source, code, limits_));
-  CO_TRY(SocketPair pair, make_socket_pair());
-  launch.fds[kControlFd] = std::move(pair.theirs);
-  CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
-  CO_TRY(const pid_t pid, co_await zygote.make_child(launch.request, launch.fds));
-  launch.fds.clear();
-  CO_CHECK(co_await spawner_.adopt(compiler_key(zygote), pid));
-  // It has the daemon's own score, which spares it; memory that is short is first taken from here.
-  (void)os::write_control(fmt::format("/proc/{}/oom_score_adj", pid), kFirstToGo);
   const auto patience = std::chrono::seconds(limits_.cpu_seconds * kPatience);
-  Result<std::string> ready =
-      co_await await_ready(pair.ours.get(), patience, "the compiler (has it enough memory?)");
-  if (!ready) co_return fail(std::move(ready).error());
+  const Result<Helper> compiler =
+      co_await launch_helper(spawner_, zygote, std::move(launch), compiler_key(zygote), patience,
+                             "the compiler (has it enough memory?)");
+  if (!compiler) co_return fail(compiler.error());
   co_return Result<>();
 }
 

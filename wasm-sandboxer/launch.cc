@@ -13,6 +13,8 @@
 namespace kuasar::wasm {
 namespace {
 
+constexpr const char* kFirstToGo = "1000";
+
 Result<UniqueFd> open_namespace(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail_errno("open", path);
@@ -112,6 +114,21 @@ Result<Launch> gather_process(Plan plan, pid_t pid, const std::vector<std::strin
   }
   CHECK_OK(add_cgroups(launch, cgroups));
   return launch;
+}
+
+Task<Result<Helper>> launch_helper(os::Spawner& spawner, Zygote& zygote, Launch launch,
+                                   std::string key, std::chrono::nanoseconds timeout,
+                                   std::string who) {
+  CO_TRY(SocketPair pair, make_socket_pair());
+  launch.fds[kControlFd] = std::move(pair.theirs);
+  CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
+  CO_TRY(const pid_t pid, co_await zygote.make_child(launch.request, launch.fds));
+  launch.fds.clear();
+  CO_TRY(os::Process process, co_await spawner.adopt(std::move(key), pid));
+  (void)os::write_control(fmt::format("/proc/{}/oom_score_adj", pid), kFirstToGo);
+  const Result<std::string> ready = co_await await_ready(pair.ours.get(), timeout, std::move(who));
+  if (!ready) co_return fail(ready.error());
+  co_return Helper{std::move(process), std::move(pair.ours)};
 }
 
 Result<> enter_scope(const Scope& scope, pid_t pid) {

@@ -1,12 +1,16 @@
 #pragma once
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "async/task.h"
 #include "base/error.h"
 #include "base/unique_fd.h"
 #include "container_plan.h"
+#include "os/spawner.h"
+#include "zygote.h"
 
 namespace kuasar::wasm {
 
@@ -37,6 +41,20 @@ Result<Launch> gather_container(ContainerBlueprint blueprint, const std::string&
 /// The same for a process that is added to a container: the namespaces of its init, `pid`, of which
 /// the caller knows that it lives.
 Result<Launch> gather_process(Plan plan, pid_t pid, const std::vector<std::string>& cgroups);
+
+/// A process that serves containers and is none, as its launch says.
+struct Helper {
+  os::Process process;
+  /// Our end of its control socket.
+  UniqueFd control;
+};
+
+/// Has it made by a zygote, names it `key`, and waits until it has said that it is ready. It is the
+/// first that the OOM killer takes: it has the daemon's own score otherwise, which spares that.
+/// After a failure what there is of it has the key, or ends by itself. `who` is for messages.
+Task<Result<Helper>> launch_helper(os::Spawner& spawner, Zygote& zygote, Launch launch,
+                                   std::string key, std::chrono::nanoseconds timeout,
+                                   std::string who);
 
 /// Makes the scope with the process in it, and its limits. Blocking.
 Result<> enter_scope(const Scope& scope, pid_t pid);

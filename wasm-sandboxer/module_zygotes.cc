@@ -6,7 +6,6 @@
 
 #include "base/log.h"
 #include "launch.h"
-#include "os/cgroup_files.h"
 
 namespace kuasar::wasm {
 namespace {
@@ -18,7 +17,6 @@ constexpr auto kLoadTimeout = 30s;
 // Images that are remembered; a daemon that has seen more begins anew.
 constexpr std::size_t kMaxNames = 4096;
 constexpr std::size_t kShownDigest = 12;
-constexpr const char* kFirstToGo = "1000";
 // For idle ones, while there are any.
 constexpr auto kLook = 5s;
 
@@ -54,18 +52,11 @@ Task<Result<Zygote::Started>> ModuleZygote::start() {
   Launch launch = plan_zygote(engine_, module_);
   CO_TRY(UniqueFd dir, cache_.directory());
   launch.plan.cache = launch.add(std::move(dir));
-  CO_TRY(SocketPair pair, make_socket_pair());
-  launch.fds[kControlFd] = std::move(pair.theirs);
-  CO_TRY(launch.fds[kPlanFd], plan_file(launch.plan));
-  CO_TRY(const pid_t pid, co_await engine_.make_child(launch.request, launch.fds));
-  launch.fds.clear();
-  CO_TRY(os::Process process, co_await spawner_.adopt(key_, pid));
-  // It has the daemon's own, which spares it: it is the first to go.
-  (void)os::write_control(fmt::format("/proc/{}/oom_score_adj", pid), kFirstToGo);
-  CO_TRY(std::string words, co_await await_ready(pair.ours.get(), kLoadTimeout, key_));
-  log::info({}, "{} (pid {}) has module {} of user {}", key_, pid,
+  CO_TRY(Helper made,
+         co_await launch_helper(spawner_, engine_, std::move(launch), key_, kLoadTimeout, key_));
+  log::info({}, "{} (pid {}) has module {} of user {}", key_, made.process.pid,
             std::string_view(module_.digest).substr(0, kShownDigest), module_.uid);
-  co_return Started{std::move(process), std::move(pair.ours), std::move(words)};
+  co_return Started{std::move(made.process), std::move(made.control)};
 }
 
 void ModuleZygotes::learn(const EngineZygote& engine, const std::string& name,

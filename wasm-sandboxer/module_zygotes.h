@@ -43,7 +43,6 @@ class ModuleZygote : public Zygote {
 
  private:
   Task<Result<Started>> start() override;
-  void started(const std::string&) override {}
 
   const AotCache& cache_;
   EngineZygote& engine_;

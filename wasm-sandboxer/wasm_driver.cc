@@ -385,20 +385,19 @@ Task<Result<>> WasmDriver::exec(task::ExecPlan plan, const task::Stdio& stdio) {
   if (!entry || !entry->init->process) co_return fail(gone(plan.ref));
   CO_TRY(const std::string json, read_file(plan.process_file));
   CO_TRY(Plan process, plan_process(json));
+  // What was read and opened of its pid before was its own.
+  const auto lives = [&]() -> Result<> {
+    if (!os::pidfd_exited(entry->init->process->pidfd.get())) return {};
+    return fail(Code::kFailedPrecondition, "container {} has ended", plan.ref.container);
+  };
   const auto gather = [&]() -> Task<Result<Launch>> {
     auto open = [&] { return gather_process(process, entry->init->pid, entry->cgroups); };
     Result<Launch> gathered = co_await pool_.run(std::move(open));
-    // Its pid was its own when the namespaces were opened.
-    if (os::pidfd_exited(entry->init->process->pidfd.get())) {
-      co_return fail(Code::kFailedPrecondition, "container {} has ended", plan.ref.container);
-    }
+    CO_CHECK(lives());
     co_return gathered;
   };
   const Result<int> score = os::oom_score_adj_of(entry->init->pid);
-  // And when its score was read.
-  if (os::pidfd_exited(entry->init->process->pidfd.get())) {
-    co_return fail(Code::kFailedPrecondition, "container {} has ended", plan.ref.container);
-  }
+  CO_CHECK(lives());
   if (!score) co_return fail(score.error());
   const auto member = std::make_shared<Member>();
   entry->execs[plan.ref.exec] = member;

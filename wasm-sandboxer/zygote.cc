@@ -101,7 +101,6 @@ Task<Result<>> Zygote::ensure() {
   }
   process_ = std::move(begun->process);
   socket_ = std::move(begun->socket);
-  started(begun->words);
   co_return Result<>();
 }
 
@@ -187,7 +186,8 @@ Task<Result<Zygote::Started>> EngineZygote::start() {
   const std::string who = config_.loader.empty() ? worker_ : config_.loader + " " + worker_;
   Result<std::string> words = co_await await_ready(pair.ours.get(), kLoadTimeout, who);
   if (!words) co_return fail(std::move(words).error().context("wasm engine {}", config_.name));
-  co_return Started{std::move(*process), std::move(pair.ours), std::move(*words)};
+  stamp_ = std::move(*words);
+  co_return Started{std::move(*process), std::move(pair.ours)};
 }
 
 }  // namespace kuasar::wasm

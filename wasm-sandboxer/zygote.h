@@ -52,14 +52,11 @@ class Zygote {
   struct Started {
     os::Process process;
     UniqueFd socket;
-    /// What it has said behind the "R".
-    std::string words;
   };
   /// `key`: to the spawner.
   Zygote(os::Spawner& spawner, std::string key);
   /// What it leaves behind on a failure has the key, or ends by itself.
   virtual Task<Result<Started>> start() = 0;
-  virtual void started(const std::string& words) = 0;
 
   os::Spawner& spawner_;
   const std::string key_;
@@ -92,7 +89,6 @@ class EngineZygote : public Zygote {
  private:
   os::ProcessSpec spec(int socket) const;
   Task<Result<Started>> start() override;
-  void started(const std::string& words) override { stamp_ = words; }
 
   EngineConfig config_;
   std::string worker_;
