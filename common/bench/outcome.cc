@@ -21,7 +21,9 @@ Result<> write_results(const fs::path& out, const std::string& table, const Samp
   if (ec) return fail(Error::from_errno_value(ec.value(), "mkdir", out.native()));
   CHECK_OK(write_file(out / "table.txt", table, 0644));
   CHECK_OK(write_file(out / "samples.jsonl", samples.jsonl(), 0644));
-  return write_file(out / "cdf.svg", svg_of(samples), 0644);
+  CHECK_OK(write_file(out / "cdf.svg", svg_of(samples), 0644));
+  fmt::print("\nwritten to {}: table.txt, samples.jsonl, cdf.svg\n", out.native());
+  return {};
 }
 
 int conclude(const Samples& samples) {
@@ -56,7 +58,6 @@ Result<int> run_and_report(Options options, const fs::path& out) {
   fmt::print("{}", table);
   if (!out.empty()) {
     CHECK_OK(write_results(out, table, samples));
-    fmt::print("\nwritten to {}: table.txt, samples.jsonl, cdf.svg\n", out.native());
   }
   return conclude(samples);
 }

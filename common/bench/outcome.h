@@ -9,7 +9,7 @@
 
 namespace kuasar::bench {
 
-/// Writes samples.jsonl, cdf.svg and table.txt (`table`) below `out`, made if need be.
+/// Writes samples.jsonl, cdf.svg and table.txt (`table`) below `out`, made if need be, and says so.
 Result<> write_results(const std::filesystem::path& out, const std::string& table,
                        const Samples& samples);
 /// Says which promises are missed and how much has failed; 0, or 1 when there is any.

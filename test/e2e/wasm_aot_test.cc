@@ -30,13 +30,7 @@ struct CacheDir {
   void clear() const {
     for (const auto& entry : fs::directory_iterator(path)) fs::remove(entry.path());
   }
-  std::size_t files() const {
-    std::size_t count = 0;
-    for (const auto& entry : fs::directory_iterator(path)) {
-      count += entry.path().filename().native().starts_with(".") ? 0 : 1;
-    }
-    return count;
-  }
+  std::size_t files() const { return cached_code(path).size(); }
 };
 
 void run_cached_case(const std::function<void(Case&, const CacheDir&)>& body,

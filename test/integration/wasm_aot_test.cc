@@ -21,6 +21,7 @@
 #include "async/task_group.h"
 #include "base/files.h"
 #include "os/pidfd.h"
+#include "support/filtered_child.h"
 #include "support/wait.h"
 #include "support/wasm_engine.h"
 #include "support/wasm_worker.h"
@@ -78,14 +79,7 @@ struct Fixture {
     co_await group.join();
   }
 
-  // Without those that are being written: write_file_atomic() gives them a name with a dot.
-  std::vector<fs::path> files() const {
-    std::vector<fs::path> all;
-    for (const auto& entry : fs::directory_iterator(dir / "aot")) {
-      if (entry.path().filename().native().front() != '.') all.push_back(entry.path());
-    }
-    return all;
-  }
+  std::vector<fs::path> files() const { return cached_code(dir / "aot"); }
   static UniqueFd open(const std::string& module) {
     UniqueFd fd(::open((wasm_modules() / module).c_str(), O_RDONLY | O_CLOEXEC));
     REQUIRE(fd);
@@ -329,34 +323,24 @@ TEST_CASE("wasm AOT: WasmEdge compiles no module with a 64-bit memory", "[root][
 
 // In a process of its own: filters stay.
 TEST_CASE("The filter for loading code gives way to the one for running it", "[wasm]") {
-  std::vector<sock_filter> loading = wasm::build_filter({.loads_code = true});
-  std::vector<sock_filter> running = wasm::build_filter({});
-  const sock_fprog first{static_cast<unsigned short>(loading.size()), loading.data()};
-  const sock_fprog second{static_cast<unsigned short>(running.size()), running.data()};
+  const std::vector<sock_filter> running = wasm::build_filter({});
   void* const page =
       ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   REQUIRE(page != MAP_FAILED);
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) ::_exit(200);
-    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &first, 0, 0) != 0) ::_exit(201);
+  const int wrong_calls = in_filtered_child(wasm::build_filter({.loads_code = true}), [&] {
     const auto protect = [&](int protection) { return ::mprotect(page, 4096, protection) == 0; };
     int wrong = 0;
     if (!protect(PROT_READ | PROT_EXEC)) wrong |= 1;
     if (protect(PROT_READ | PROT_WRITE | PROT_EXEC)) wrong |= 2;
     if (::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0 || errno != EPERM) wrong |= 4;
     if (::syscall(SYS_clone, CLONE_THREAD | CLONE_SIGHAND | CLONE_VM, 0) != -1) wrong |= 8;
-    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &second, 0, 0) != 0) ::_exit(202);
+    if (!lay_filter(running)) ::_exit(202);
     if (protect(PROT_READ | PROT_EXEC) || !protect(PROT_READ)) wrong |= 16;
-    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &second, 0, 0) == 0) wrong |= 32;
-    ::syscall(SYS_exit_group, wrong);
-  }
+    if (lay_filter(running)) wrong |= 32;
+    return wrong;
+  });
   ::munmap(page, 4096);
-  REQUIRE(pid > 0);
-  int status = 0;
-  REQUIRE(::waitpid(pid, &status, 0) == pid);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 0);
+  CHECK(wrong_calls == 0);
 }
 
 }  // namespace kuasar::test

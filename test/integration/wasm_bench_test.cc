@@ -174,13 +174,8 @@ bool read_line(int fd) {
 
 // A program of a private prefix, on the C library there.
 std::vector<std::string> in_prefix(const fs::path& prefix, const std::string& program) {
-  fs::path loader;
-  fs::path libraries;
-  for (const auto& entry : fs::recursive_directory_iterator(prefix / "usr")) {
-    const std::string name = entry.path().filename();
-    if (loader.empty() && name.starts_with("ld-linux")) loader = entry.path();
-    if (libraries.empty() && name == "libc.so.6") libraries = entry.path().parent_path();
-  }
+  const fs::path loader = find_below(prefix / "usr", "ld-linux");
+  const fs::path libraries = find_below(prefix / "usr", "libc.so.6").parent_path();
   return {loader, "--library-path", libraries, prefix / program};
 }
 
@@ -284,23 +279,12 @@ class Bench {
     engine.aot = true;
     auto cached = std::make_unique<WasmCacheFixture>(engine);
     for (const char* module : {"/hello.wasm", "/tool.wasm"}) cached->warm(module);
-    warm_pause(*cached);
+    cached->warm("/pause.wasm", false);
     ways_.push_back({kind("_cached"), cached.get(), engine.name});
     ways_.push_back({kind("_module"), cached.get(), engine.name + "/module"});
     if (engine.name == "wasmedge") cached_ = cached.get();
     fixtures_.push_back(std::move(plain));
     fixtures_.push_back(std::move(cached));
-  }
-
-  // It does not end by itself.
-  static void warm_pause(WasmCacheFixture& f) {
-    const std::size_t before = f.cached();
-    for (int i = 0; i < 2; ++i) {
-      const std::string id = f.next_id();
-      f.create(id, {"/pause.wasm"});
-      while (f.cached() == before) f.io.run(sleep_for(5ms));
-      REQUIRE(f.io.run(f.driver->remove(id)));
-    }
   }
 
   task::ContainerPlan plan(const Way& way, const std::string& id,
@@ -503,9 +487,9 @@ class Bench {
   fs::path code_file() {
     const std::string digest =
         wasm::sha256_of(read_file(wasm_modules() / "tool.wasm", 64 << 20).value());
-    for (const auto& entry : fs::directory_iterator(cached_->dir / "aot")) {
-      if (!entry.path().filename().native().starts_with(digest)) continue;
-      const std::string file = read_file(entry.path(), 64 << 20).value();
+    for (const fs::path& each : cached_code(cached_->dir / "aot")) {
+      if (!each.filename().native().starts_with(digest)) continue;
+      const std::string file = read_file(each, 64 << 20).value();
       const auto code = wasm::unseal(file);
       REQUIRE(code);
       const fs::path path = cached_->dir / "code.wasm";
@@ -571,7 +555,6 @@ TEST_CASE("wasm bench", "[.wasm-bench]") {
   fmt::print("{}", table);
   if (const char* out = std::getenv("KUASAR_BENCH_OUT")) {
     REQUIRE(bench::write_results(out, table, bench.samples));
-    fmt::print("\nwritten to {}: table.txt, samples.jsonl, cdf.svg\n", out);
   }
   CHECK(bench::conclude(bench.samples) == 0);
 }

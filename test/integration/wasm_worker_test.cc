@@ -27,6 +27,7 @@
 #include "os/fifo.h"
 #include "os/pidfd.h"
 #include "os/pidfd_wait.h"
+#include "support/filtered_child.h"
 #include "support/io_fixture.h"
 #include "support/wait.h"
 #include "support/wasm_engine.h"
@@ -236,13 +237,8 @@ TEST_CASE("The filter of a wasm child lets fcntl change nothing but the descript
   REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
   const UniqueFd in(ends[0]);
   const UniqueFd out(ends[1]);
-  std::vector<sock_filter> filter = wasm::build_filter({});
-  const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-  const pid_t pid = ::fork();
-  if (pid == 0) {
+  const int wrong_calls = in_filtered_child(wasm::build_filter({}), [&] {
     const int fd = in.get();
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) ::_exit(200);
-    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) != 0) ::_exit(201);
     const auto fails = [&](int command, int argument) {
       return ::syscall(SYS_fcntl, fd, command, argument) == -1 && errno == EPERM;
     };
@@ -259,13 +255,9 @@ TEST_CASE("The filter of a wasm child lets fcntl change nothing but the descript
     if (!works(F_SETFD, FD_CLOEXEC) || !works(F_GETFD, 0)) wrong |= 64;
     // The other calls are still those of before.
     if (::syscall(SYS_getppid) != -1 || errno != ENOSYS) wrong |= 128;
-    ::syscall(SYS_exit_group, wrong);
-  }
-  REQUIRE(pid > 0);
-  int status = 0;
-  REQUIRE(::waitpid(pid, &status, 0) == pid);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 0);
+    return wrong;
+  });
+  CHECK(wrong_calls == 0);
 }
 
 TEST_CASE("An engine that is not there is told in words", "[root][wasm]") {

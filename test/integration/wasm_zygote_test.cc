@@ -1,12 +1,8 @@
 #include <fmt/format.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <signal.h>
 #include <sys/ioctl.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
@@ -17,8 +13,8 @@
 #include <vector>
 
 #include "base/files.h"
-#include "os/pidfd.h"
-#include "support/wait.h"
+#include "os/oom_score.h"
+#include "support/filtered_child.h"
 #include "support/wasm_cache_fixture.h"
 #include "worker/seccomp.h"
 
@@ -49,12 +45,6 @@ wasm::EngineConfig each_engine() {
 }
 
 using Fixture = WasmCacheFixture;
-
-std::string trimmed_file(pid_t pid, const std::string& name) {
-  std::string text = read_file(fmt::format("/proc/{}/{}", pid, name)).value_or("");
-  while (text.ends_with('\n')) text.pop_back();
-  return text;
-}
 
 }  // namespace
 
@@ -94,7 +84,7 @@ TEST_CASE("module zygotes: from the third container on, with the rights that its
     CHECK(status_of(child, "Seccomp") == "2");
     CHECK(status_of(child, "Seccomp_filters") == "2");
     CHECK(status_of(child, "PPid") == std::to_string(::getpid()));
-    CHECK(trimmed_file(child, "oom_score_adj") == "500");
+    CHECK(os::oom_score_adj_of(child).value() == 500);
     // The host's network, as the spec has it, and its own mounts and PIDs.
     const std::string ns = fmt::format("/proc/{}/ns/", child);
     CHECK(fs::read_symlink(ns + "net") == fs::read_symlink("/proc/self/ns/net"));
@@ -221,12 +211,12 @@ TEST_CASE("module zygotes: where they are of no use, the engine's makes the cont
     CHECK(f.zygotes().size() == 1);
   }
   SECTION("no score for the OOM killer: not the zygote's") {
-    CHECK(trimmed_file(f.zygotes().front(), "oom_score_adj") == "1000");
+    CHECK(os::oom_score_adj_of(f.zygotes().front()).value() == 1000);
     f.more_of_process.clear();
     const std::string id = f.next_id();
     f.create(id, {"/tool.wasm", "exit", "5"});
-    CHECK(trimmed_file(f.driver->host_pid({id, ""}), "oom_score_adj") ==
-          trimmed_file(::getpid(), "oom_score_adj"));
+    CHECK(os::oom_score_adj_of(f.driver->host_pid({id, ""})).value() ==
+          os::oom_score_adj_of(::getpid()).value());
   }
   SECTION("no module: as without") {
     const auto refused = [&](const std::string& module) {
@@ -300,14 +290,12 @@ TEST_CASE("module zygotes: a volume whose place the image does not have", "[root
 
 TEST_CASE("module zygotes: a start function runs in the container alone", "[root][wasm]") {
   Fixture f(each_engine());
+  f.warm("/endless.wasm", false);
   const auto begin = [&] {
     const std::string id = f.next_id();
     f.create(id, {"/endless.wasm"});
     return id;
   };
-  const std::string first = begin();
-  while (f.cached() == 0) f.io.run(sleep_for(5ms));
-  const std::string second = begin();
   const std::string third = begin();
   REQUIRE(f.zygotes().size() == 1);
   REQUIRE(f.io.run(f.driver->start(third)));
@@ -322,12 +310,8 @@ TEST_CASE("module zygotes: a start function runs in the container alone", "[root
 // In a process of its own: filters stay.
 TEST_CASE("The filter of a module's zygote lets children be made and confined, and no more",
           "[wasm]") {
-  std::vector<sock_filter> serving = wasm::build_filter({.loads_code = true, .serves = true});
-  const sock_fprog program{static_cast<unsigned short>(serving.size()), serving.data()};
-  const pid_t pid = ::fork();
-  if (pid == 0) {
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) ::_exit(200);
-    if (::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) != 0) ::_exit(201);
+  const auto serving = wasm::build_filter({.loads_code = true, .serves = true});
+  const int wrong_calls = in_filtered_child(serving, [] {
     const auto denied = [](long number) {
       return ::syscall(number, -1, nullptr, nullptr, 0, 0) == -1 && errno == ENOSYS;
     };
@@ -362,13 +346,9 @@ TEST_CASE("The filter of a module's zygote lets children be made and confined, a
     }
     if (!let_through(SYS_clone3) || !let_through(SYS_move_mount)) wrong |= 2;
     if (::ioctl(0, TIOCSTI, "x") != -1 || errno != EPERM) wrong |= 4;
-    ::syscall(SYS_exit_group, wrong);
-  }
-  REQUIRE(pid > 0);
-  int status = 0;
-  REQUIRE(::waitpid(pid, &status, 0) == pid);
-  REQUIRE(WIFEXITED(status));
-  CHECK(WEXITSTATUS(status) == 0);
+    return wrong;
+  });
+  CHECK(wrong_calls == 0);
 }
 
 }  // namespace kuasar::test

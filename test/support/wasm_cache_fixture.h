@@ -4,13 +4,13 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
-#include <filesystem>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "async/task_group.h"
+#include "os/process_usage.h"
 #include "support/wasm_driver_fixture.h"
 
 namespace kuasar::test {
@@ -47,23 +47,32 @@ struct WasmCacheFixture : WasmDriverFixture {
     };
     io.run(stop());
   }
-  std::size_t cached() const {
-    std::size_t files = 0;
-    for (const auto& entry : std::filesystem::directory_iterator(dir / "aot")) {
-      if (entry.path().filename().native().front() != '.') ++files;
-    }
-    return files;
-  }
-  // Its code comes into the cache, and then is known by the name of the image.
-  void warm(const std::string& module) {
-    const std::size_t before = cached();
-    REQUIRE(one({module}).second == 0);
-    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    while (cached() == before && std::chrono::steady_clock::now() < until) {
+  std::size_t cached() const { return cached_code(dir / "aot").size(); }
+  // Waits for a condition, while the driver works.
+  template <typename F>
+  bool await(F condition, std::chrono::milliseconds limit) {
+    const auto until = std::chrono::steady_clock::now() + limit;
+    while (!condition() && std::chrono::steady_clock::now() < until) {
       io.run(sleep_for(std::chrono::milliseconds(5)));
     }
-    REQUIRE(cached() == before + 1);
-    REQUIRE(one({module}).second == 0);
+    return condition();
+  }
+  // Its code comes into the cache, and then is known by the name of the image. A module that does
+  // not end is not begun.
+  void warm(const std::string& module, bool ends = true) {
+    const auto have_one = [&] {
+      if (ends) {
+        REQUIRE(one({module}).second == 0);
+        return;
+      }
+      const std::string id = next_id();
+      create(id, {module});
+      REQUIRE(io.run(driver->remove(id)));
+    };
+    const std::size_t before = cached();
+    have_one();
+    REQUIRE(await([&] { return cached() == before + 1; }, std::chrono::seconds(60)));
+    have_one();
     REQUIRE(driver->module_zygotes() == 0);
   }
   std::string next_id() { return fmt::format("c{}", ++count); }
@@ -82,10 +91,7 @@ struct WasmCacheFixture : WasmDriverFixture {
   // The parent of all of them is this process: by their names.
   std::vector<pid_t> zygotes() const {
     std::vector<pid_t> pids;
-    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-      const std::string name = entry.path().filename();
-      if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-      const pid_t pid = std::stoi(name);
+    for (const pid_t pid : os::all_pids()) {
       if (status_of(pid, "Name") == "kuasar-wasm-mod" &&
           status_of(pid, "PPid") == std::to_string(::getpid()) &&
           !status_of(pid, "State").starts_with("Z")) {
@@ -96,12 +102,8 @@ struct WasmCacheFixture : WasmDriverFixture {
   }
   bool await_zygotes(std::size_t number,
                      std::chrono::milliseconds limit = std::chrono::seconds(20)) {
-    const auto until = std::chrono::steady_clock::now() + limit;
-    while ((zygotes().size() != number || driver->module_zygotes() != number) &&
-           std::chrono::steady_clock::now() < until) {
-      io.run(sleep_for(std::chrono::milliseconds(5)));
-    }
-    return zygotes().size() == number && driver->module_zygotes() == number;
+    return await([&] { return zygotes().size() == number && driver->module_zygotes() == number; },
+                 limit);
   }
 };
 

@@ -14,6 +14,8 @@ fs::path from_environment(const char* name) {
   return value == nullptr ? fs::path() : fs::path(value);
 }
 
+}  // namespace
+
 fs::path find_below(const fs::path& dir, const std::string& start) {
   std::error_code ec;
   for (const auto& entry : fs::recursive_directory_iterator(dir, ec)) {
@@ -22,7 +24,13 @@ fs::path find_below(const fs::path& dir, const std::string& start) {
   return {};
 }
 
-}  // namespace
+std::vector<fs::path> cached_code(const fs::path& dir) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(dir)) {
+    if (!entry.path().filename().native().starts_with(".")) files.push_back(entry.path());
+  }
+  return files;
+}
 
 std::optional<wasm::EngineConfig> find_wasmedge(std::string& reason) {
   std::error_code ec;

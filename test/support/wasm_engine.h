@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "zygote.h"
 
@@ -15,6 +16,11 @@ std::optional<wasm::EngineConfig> find_wasmedge(std::string& reason);
 std::optional<wasm::EngineConfig> find_wasmtime(std::string& reason);
 /// The keys of wasm-sandboxer's configuration for an engine, which is the default one then.
 std::string engine_toml(const wasm::EngineConfig& config, const std::string& aot_cache = "none");
+/// The first file below `dir` whose name begins so; empty: none.
+std::filesystem::path find_below(const std::filesystem::path& dir, const std::string& start);
+/// The files of a cache of native code, but for those that are being written: write_file_atomic()
+/// gives them a name with a dot.
+std::vector<std::filesystem::path> cached_code(const std::filesystem::path& dir);
 /// The directory of the test modules; empty when KUASAR_LAB_MODULES names none.
 std::filesystem::path wasm_modules();
 
