@@ -163,8 +163,8 @@ systemd_add_wasm() {
   cp "$root/usr/local/share/kuasar/containerd/kuasar-wasm.toml" "$root/etc/containerd/conf.d/"
   [[ -d $KUASAR_WASMEDGE/usr ]] || return 0
   engine=$(realpath "$KUASAR_WASMEDGE")
-  loader=$(wasm_loader)
-  libraries=$(wasm_library_path)
+  loader=$(wasm_loader "$KUASAR_WASMEDGE")
+  libraries=$(wasm_library_path "$KUASAR_WASMEDGE")
   mkdir -p "$root/lab/wasmedge/usr" "$root/etc/kuasar"
   cp -a "$engine"/usr/lib* "$root/lab/wasmedge/usr/"
   printf '%s = "%s"\n' wasmedge_loader "/lab/wasmedge${loader#"$engine"}" \

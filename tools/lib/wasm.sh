@@ -4,28 +4,37 @@
 
 readonly WASM_FORMAT=1
 readonly WASM_MODULES_FORMAT=1
-readonly WASM_STAMP=$KUASAR_WASMEDGE/.stamp
 readonly WASM_PACKAGES=(libwasmedge0 wasmedge)
 readonly WASM_PEER_PACKAGES=(crun libwasmedge0)
 # A release may change its C API: worker/wasmtime.cc is run with this one.
 readonly WASM_WASMTIME='wasmtime==50.*'
 
-# wasm_engine_provide [REFRESH]: the packages with all that they need. The engine's own C library
-# comes with it: a worker runs on that, through its loader, and nothing else does.
-wasm_engine_provide() {
-  local start wanted log=$KUASAR_CACHE/log/wasm.log dir
-  wanted=$(printf '%s\n' "format $WASM_FORMAT" "${WASM_PACKAGES[@]}")
-  if [[ -z $1 ]] && prefix_stamp_is "$WASM_STAMP" "$wanted"; then return 0; fi
+# wasm_prefix_provide REFRESH DIR LOG SUITE PROGRAM PACKAGE...: the packages in DIR with all that they
+# need, where they are not there yet. Their own C library comes with them: PROGRAM, below DIR, has to
+# run on that, through its loader, and nothing else does.
+wasm_prefix_provide() {
+  local refresh=$1 dir=$2 log=$KUASAR_CACHE/log/$3 suite=$4 program=$5 start wanted
+  shift 5
+  wanted=$(printf '%s\n' "format $WASM_FORMAT" "$@")
+  if [[ -z $refresh ]] && prefix_stamp_is "$dir/.stamp" "$wanted"; then return 0; fi
   start=$(now_ms)
-  prefix_download_closure "$log" forky "${WASM_PACKAGES[@]}"
-  dir=$(realpath -m "$KUASAR_WASMEDGE")
-  prefix_unpack "$dir"
+  prefix_download_closure "$log" "$suite" "$@"
+  prefix_unpack "$(realpath -m "$dir")"
   # Debian's own directories are links in a system that is installed.
-  "$(wasm_loader)" --library-path "$(wasm_library_path)" "$dir/usr/bin/wasmedge" --version \
-    >/dev/null || die "WasmEdge of forky does not run here"
-  prefix_write_stamp "$WASM_STAMP" "$wanted"
-  print_step wasm "$(grep '^have libwasmedge0' "$WASM_STAMP" | cut -d ' ' -f 2-) in .cache/wasmedge" \
-    "$start"
+  "$(wasm_loader "$dir")" --library-path "$(wasm_library_path "$dir")" "$dir/$program" --version \
+    >/dev/null || die "$program of $suite does not run here"
+  prefix_write_stamp "$dir/.stamp" "$wanted"
+  print_step wasm "$(grep "^have $1 " "$dir/.stamp" | cut -d ' ' -f 2-) in .cache/${dir##*/}" "$start"
+}
+
+wasm_engine_provide() {
+  wasm_prefix_provide "$1" "$KUASAR_WASMEDGE" wasm.log forky usr/bin/wasmedge "${WASM_PACKAGES[@]}"
+}
+
+# wasm_peer_provide: trixie's crun, the last that runs modules (by WasmEdge), for the bench alone.
+wasm_peer_provide() {
+  wasm_prefix_provide '' "$KUASAR_WASM_PEER" wasm-peer.log trixie usr/bin/crun \
+    "${WASM_PEER_PACKAGES[@]}"
 }
 
 # wasm_wasmtime_provide [REFRESH]: the wheel's library, which is Wasmtime with its C API. pip knows
@@ -53,13 +62,14 @@ wasm_wasmtime_provide() {
   rm -rf "$work"
 }
 
+# wasm_loader DIR, wasm_library_path DIR: of the C library in a prefix.
 wasm_loader() {
-  find "$(realpath -m "$KUASAR_WASMEDGE")/usr" -name 'ld-linux*.so.*' | sed -n 1p
+  find "$(realpath -m "$1")/usr" -name 'ld-linux*.so.*' | sed -n 1p
 }
 
 wasm_library_path() {
   local libc
-  libc=$(find "$(realpath -m "$KUASAR_WASMEDGE")/usr" -name libc.so.6 | sed -n 1p)
+  libc=$(find "$(realpath -m "$1")/usr" -name libc.so.6 | sed -n 1p)
   printf '%s' "${libc%/*}"
 }
 
@@ -98,19 +108,6 @@ wasm_compile() {
     # clang 14 makes code of tool.c with -O2 that prints nothing.
     clang-14 --target=wasm32-wasi -O1 -Wall -Werror -o "$1/$name.wasm" "$source" || return
   done
-}
-
-# wasm_peer_provide: trixie's crun, the last that runs modules (by WasmEdge), for the bench alone.
-wasm_peer_provide() {
-  local start wanted log=$KUASAR_CACHE/log/wasm-peer.log
-  wanted=$(printf '%s\n' "format $WASM_FORMAT" "${WASM_PEER_PACKAGES[@]}")
-  if prefix_stamp_is "$KUASAR_WASM_PEER/.stamp" "$wanted"; then return 0; fi
-  start=$(now_ms)
-  prefix_download_closure "$log" trixie "${WASM_PEER_PACKAGES[@]}"
-  prefix_unpack "$(realpath -m "$KUASAR_WASM_PEER")"
-  prefix_write_stamp "$KUASAR_WASM_PEER/.stamp" "$wanted"
-  print_step wasm "$(grep '^have crun' "$KUASAR_WASM_PEER/.stamp" | cut -d ' ' -f 2-) in .cache/wasm-peer" \
-    "$start"
 }
 
 # wasm_modules_provide: the modules and the image with all of them, when a source has changed.
