@@ -72,3 +72,11 @@ function(kuasar_executable name)
   target_compile_options(${name} PRIVATE ${KUASAR_WARNINGS})
   target_link_libraries(${name} PRIVATE ${ARG_LINK})
 endfunction()
+
+# kuasar_install(TARGET DESTINATION): a program that is installed. `kuasar_programs` builds all of
+# them, which an install needs.
+add_custom_target(kuasar_programs)
+function(kuasar_install target destination)
+  install(TARGETS ${target} DESTINATION ${destination})
+  add_dependencies(kuasar_programs ${target})
+endfunction()

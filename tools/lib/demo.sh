@@ -29,8 +29,7 @@ demo_main() {
   (($# == 0)) || die "demo: unknown option '$1'; tools/dev demo --help says more"
   [[ $(id -u) == 0 ]] || die "demo needs root: it makes namespaces, mounts and cgroups"
   setup_all
-  build_preset release runc-sandboxer wasm-sandboxer kuasar-pid-init kuasar-keeper \
-    kuasar-wasm-worker kuasar-ctl kuasar_demo
+  build_preset release kuasar_programs kuasar_demo
 
   start=$(now_ms)
   run_logged "$KUASAR_CACHE/log/install.log" \
