@@ -134,7 +134,7 @@ Task<Result<Helper>> launch_helper(os::Spawner& spawner, Zygote& zygote, Launch 
 Result<> enter_scope(const Scope& scope, pid_t pid) {
   // Which properties systemd takes depends on where the controllers are.
   TRY(const std::vector<std::string> slice, os::cgroups_at(os::slice_of(scope.cgroups_path)));
-  const bool v2 = os::find_controllers(slice).cpuacct.v2;
+  const bool v2 = os::find_controller(slice, &os::CgroupControllers::cpuacct).v2;
   TRY(std::vector<os::UnitProperty> properties, os::plan_unit_properties(scope.limits, {}, v2));
   CHECK_OK(os::start_scope(scope.cgroups_path, pid, std::move(properties)));
   TRY(const std::vector<std::string> dirs,

@@ -302,7 +302,7 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   start.gather = [&]() -> Task<Result<Launch>> {
     auto gather = [&] {
       return gather_container(blueprint, plan.rootfs,
-                              scope ? std::vector<std::string>() : entry->cgroups);
+                              scope ? std::vector<std::string>() : entry->cgroups.paths());
     };
     CO_TRY(Launch gathered, co_await pool_.run(std::move(gather), plan.timeline, "open the files"));
     gathered.scope = scope;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <list>
 #include <memory>
 #include <vector>
@@ -13,6 +14,23 @@ namespace kuasar {
 /// Lives on the io thread. May be destroyed with waiters: they wake up and see it unset.
 class Event {
  public:
+  /// A call that is still to come, and never comes once this is destroyed. What only waits, and
+  /// perhaps for days, waits so: a coroutine that is suspended in a wait of its own costs some
+  /// 2.5 KiB.
+  class Callback {
+   public:
+    Callback() = default;
+    Callback(Callback&&) noexcept = default;
+    Callback& operator=(Callback&& other) noexcept;
+    ~Callback();
+
+   private:
+    friend class Event;
+    struct Waiter;
+    explicit Callback(std::shared_ptr<Waiter> waiter) : waiter_(std::move(waiter)) {}
+    std::shared_ptr<Waiter> waiter_;
+  };
+
   Event();
   ~Event();
   Event(const Event&) = delete;
@@ -29,12 +47,25 @@ class Event {
   /// Ends when one of them is set or destroyed, or when the coroutine is cancelled. The events
   /// may be destroyed meanwhile.
   static Task<> wait_any(std::vector<const Event*> events);
+  /// `then` is called once, by the executor, when one of them is set or destroyed. The events,
+  /// which are different ones, may be destroyed meanwhile.
+  [[nodiscard]] static Callback when_any(const asio::any_io_executor& executor,
+                                         std::vector<const Event*> events,
+                                         std::function<void()> then);
 
  private:
+  struct Sleeper {
+    virtual void wake() = 0;
+
+   protected:
+    ~Sleeper() = default;
+  };
+  struct TimerSleeper;
+  using Sleepers = std::list<Sleeper*>;
   struct State {
     bool set = false;
     bool gone = false;
-    std::list<asio::steady_timer*> waiters;
+    Sleepers sleepers;
   };
   static void wake(State& state);
   static Task<> wait_states(std::vector<std::shared_ptr<State>> states);

@@ -14,7 +14,7 @@ Result<os::ControllerDir> accounting_of(const std::string& process) {
   TRY(const std::string mounts, read_file("/proc/self/mountinfo"));
   TRY(const std::string own, read_file("/proc/" + process + "/cgroup"));
   const auto dirs = os::join_cgroups(os::parse_cgroup_mounts(mounts), os::parse_proc_cgroup(own));
-  return os::find_controllers(dirs).cpuacct;
+  return os::find_controller(dirs, &os::CgroupControllers::cpuacct);
 }
 
 bool at_or_below(const std::string& dir, const std::string& top) {

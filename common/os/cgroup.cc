@@ -305,7 +305,7 @@ Result<> kill_cgroup(const std::vector<std::string>& dirs) {
       return thaw_cgroup(dirs);
     }
   }
-  const ControllerDir freezer = find_controllers(dirs).freezer;
+  const ControllerDir freezer = find_controller(dirs, &CgroupControllers::freezer);
   const std::vector<std::string> scope = freezer ? std::vector<std::string>{freezer.dir} : dirs;
   for (int round = 0; round < 20; ++round) {
     if (cgroup_pids(scope).empty()) return {};

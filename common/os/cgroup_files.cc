@@ -31,6 +31,28 @@ bool has_hugetlb(const std::string& dir) {
   return false;
 }
 
+bool has_controller(const std::string& dir, bool v2, Controller controller) {
+  // The file that only a directory with the controller has: v1, v2.
+  struct Mark {
+    Controller controller;
+    const char* v1;
+    const char* v2;
+  };
+  constexpr Mark kMarks[] = {
+      {&CgroupControllers::cpu, "cpu.shares", "cpu.max"},
+      {&CgroupControllers::cpuacct, "cpuacct.usage", "cpu.stat"},
+      {&CgroupControllers::cpuset, "cpuset.cpus", "cpuset.cpus"},
+      {&CgroupControllers::memory, "memory.usage_in_bytes", "memory.current"},
+      {&CgroupControllers::pids, "pids.current", "pids.current"},
+      {&CgroupControllers::io, "blkio.throttle.io_service_bytes", "io.stat"},
+      {&CgroupControllers::freezer, "freezer.state", "cgroup.freeze"},
+  };
+  for (const Mark& mark : kMarks) {
+    if (mark.controller == controller) return has_file(dir, v2 ? mark.v2 : mark.v1);
+  }
+  return has_hugetlb(dir);
+}
+
 void take(ControllerDir& place, const std::string& dir, bool v2) {
   if (!place || (place.v2 && !v2)) place = {dir, v2};
 }
@@ -42,30 +64,29 @@ std::string ControllerDir::file(std::string_view name) const {
 }
 
 CgroupControllers find_controllers(const std::vector<std::string>& dirs) {
+  return find_controllers(
+      dirs, {&CgroupControllers::cpu, &CgroupControllers::cpuacct, &CgroupControllers::cpuset,
+             &CgroupControllers::memory, &CgroupControllers::pids, &CgroupControllers::io,
+             &CgroupControllers::hugetlb, &CgroupControllers::freezer});
+}
+
+CgroupControllers find_controllers(const std::vector<std::string>& dirs,
+                                   std::initializer_list<Controller> wanted) {
   CgroupControllers found;
-  // The file that only a directory with the controller has: v1, v2.
-  struct Mark {
-    ControllerDir* place;
-    const char* v1;
-    const char* v2;
-  };
-  const Mark marks[] = {
-      {&found.cpu, "cpu.shares", "cpu.max"},
-      {&found.cpuacct, "cpuacct.usage", "cpu.stat"},
-      {&found.cpuset, "cpuset.cpus", "cpuset.cpus"},
-      {&found.memory, "memory.usage_in_bytes", "memory.current"},
-      {&found.pids, "pids.current", "pids.current"},
-      {&found.io, "blkio.throttle.io_service_bytes", "io.stat"},
-      {&found.freezer, "freezer.state", "cgroup.freeze"},
-  };
   for (const std::string& dir : dirs) {
     const bool v2 = has_file(dir, "cgroup.controllers");
-    for (const Mark& mark : marks) {
-      if (has_file(dir, v2 ? mark.v2 : mark.v1)) take(*mark.place, dir, v2);
+    for (const Controller controller : wanted) {
+      ControllerDir& place = found.*controller;
+      // Found for good.
+      if (place && !place.v2) continue;
+      if (has_controller(dir, v2, controller)) take(place, dir, v2);
     }
-    if (has_hugetlb(dir)) take(found.hugetlb, dir, v2);
   }
   return found;
+}
+
+ControllerDir find_controller(const std::vector<std::string>& dirs, Controller wanted) {
+  return find_controllers(dirs, {wanted}).*wanted;
 }
 
 Result<> write_control(const std::string& path, std::string_view value) {

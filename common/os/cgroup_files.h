@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -40,6 +41,12 @@ struct CgroupControllers {
 /// has the file of a controller has the controller. A v1 hierarchy that has it wins, since a
 /// controller is in one hierarchy only (cgroups(7)); every v2 directory can freeze.
 CgroupControllers find_controllers(const std::vector<std::string>& dirs);
+/// The same of some controllers only: each costs a look into every directory, and hugetlb a walk
+/// through it.
+using Controller = ControllerDir CgroupControllers::*;
+CgroupControllers find_controllers(const std::vector<std::string>& dirs,
+                                   std::initializer_list<Controller> wanted);
+ControllerDir find_controller(const std::vector<std::string>& dirs, Controller wanted);
 
 /// Writes a control file: one write(2), no truncation. The error names the file and the value.
 Result<> write_control(const std::string& path, std::string_view value);

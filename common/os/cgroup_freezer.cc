@@ -29,7 +29,7 @@ Result<> ask(const ControllerDir& freezer, bool frozen) {
 }  // namespace
 
 Result<> freeze_cgroup(const std::vector<std::string>& dirs, std::chrono::milliseconds timeout) {
-  const ControllerDir freezer = find_controllers(dirs).freezer;
+  const ControllerDir freezer = find_controller(dirs, &CgroupControllers::freezer);
   if (!freezer) {
     return fail(Code::kFailedPrecondition,
                 "it has no freezer cgroup of its own; mount the freezer controller or cgroup v2");
@@ -53,7 +53,7 @@ Result<> freeze_cgroup(const std::vector<std::string>& dirs, std::chrono::millis
 }
 
 Result<> thaw_cgroup(const std::vector<std::string>& dirs) {
-  const ControllerDir freezer = find_controllers(dirs).freezer;
+  const ControllerDir freezer = find_controller(dirs, &CgroupControllers::freezer);
   if (!freezer) return {};
   Result<> thawed = ask(freezer, false);
   if (!thawed && (thawed.error().err == ENOENT || thawed.error().err == ENODEV)) return {};
@@ -61,7 +61,7 @@ Result<> thaw_cgroup(const std::vector<std::string>& dirs) {
 }
 
 bool is_frozen(const std::vector<std::string>& dirs) {
-  const ControllerDir freezer = find_controllers(dirs).freezer;
+  const ControllerDir freezer = find_controller(dirs, &CgroupControllers::freezer);
   if (!freezer) return false;
   const char* file = freezer.v2 ? "cgroup.freeze" : "freezer.self_freezing";
   return read_control_number(freezer.file(file)) == 1U;

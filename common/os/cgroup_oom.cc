@@ -51,9 +51,12 @@ std::optional<std::uint64_t> kills_of(const ControllerDir& memory) {
 
 }  // namespace
 
-struct OomWatch::Impl {
-  Impl(asio::any_io_executor executor, int fd, ControllerDir dir)
-      : descriptor(std::move(executor), fd), memory(std::move(dir)), seen(kills_of(memory)) {}
+struct OomWatch::Impl : std::enable_shared_from_this<Impl> {
+  Impl(IoExecutor executor, int fd, ControllerDir dir, std::function<void()> told)
+      : descriptor(executor, fd),
+        memory(std::move(dir)),
+        seen(kills_of(memory)),
+        changed(std::move(told)) {}
 
   void rearm() {
     char buffer[kEventsSize];
@@ -61,73 +64,75 @@ struct OomWatch::Impl {
     [[maybe_unused]] const ssize_t got = memory.v2 ? ::pread(fd, buffer, sizeof buffer, 0)
                                                    : ::read(fd, buffer, sizeof(std::uint64_t));
   }
+  void wait() {
+    descriptor.async_wait(memory.v2 ? asio::posix::descriptor_base::wait_error
+                                    : asio::posix::descriptor_base::wait_read,
+                          [self = shared_from_this()](const boost::system::error_code& ec) {
+                            if (ec || !self->descriptor.is_open()) return;
+                            self->rearm();
+                            self->await_count(0);
+                          });
+  }
+  void await_count(int step) {
+    const std::optional<std::uint64_t> now = kills_of(memory);
+    if (memory.v2 || now != seen || step == kCountSteps) {
+      seen = now;
+      pause.reset();
+      changed();
+      if (descriptor.is_open()) wait();
+      return;
+    }
+    if (!pause) pause = std::make_unique<IoTimer>(descriptor.get_executor());
+    pause->expires_after(std::chrono::milliseconds(1) * (1 << step));
+    pause->async_wait([self = shared_from_this(), step](const boost::system::error_code&) {
+      if (self->descriptor.is_open()) self->await_count(step + 1);
+    });
+  }
 
-  asio::posix::stream_descriptor descriptor;
+  asio::posix::basic_stream_descriptor<IoExecutor> descriptor;
   ControllerDir memory;
   std::optional<std::uint64_t> seen;
+  std::function<void()> changed;
+  std::unique_ptr<IoTimer> pause;
 };
 
-OomWatch::OomWatch(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-OomWatch::~OomWatch() = default;
+OomWatch::OomWatch(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-Result<std::shared_ptr<OomWatch>> OomWatch::open(asio::any_io_executor executor,
-                                                 const std::vector<std::string>& dirs) {
-  const ControllerDir memory = find_controllers(dirs).memory;
-  if (!memory) return fail(Code::kFailedPrecondition, "it has no memory cgroup of its own");
-  TRY(UniqueFd fd, memory.v2 ? open_v2(memory) : open_v1(memory));
-  auto impl = std::make_unique<Impl>(std::move(executor), fd.release(), memory);
-  if (memory.v2) impl->rearm();
-  return std::shared_ptr<OomWatch>(new OomWatch(std::move(impl)));
-}
-
-Task<bool> OomWatch::wait(std::shared_ptr<OomWatch> watch) {
-  if (!watch->impl_->descriptor.is_open()) co_return false;
-  const auto kind = watch->impl_->memory.v2 ? asio::posix::stream_descriptor::wait_error
-                                            : asio::posix::stream_descriptor::wait_read;
-  boost::system::error_code ec;
-  co_await watch->impl_->descriptor.async_wait(kind, as_result(ec));
-  if (ec || !watch->impl_->descriptor.is_open()) co_return false;
-  watch->impl_->rearm();
-  co_await await_count(watch);
-  co_return watch->impl_->descriptor.is_open();
-}
-
-Task<> OomWatch::await_count(std::shared_ptr<OomWatch> watch) {
-  Impl& impl = *watch->impl_;
-  std::chrono::milliseconds pause(1);
-  for (int step = 0; step < kCountSteps && impl.descriptor.is_open(); ++step, pause *= 2) {
-    const std::optional<std::uint64_t> now = kills_of(impl.memory);
-    if (impl.memory.v2 || now != impl.seen) {
-      impl.seen = now;
-      co_return;
-    }
-    co_await sleep_for(pause);
-  }
-}
-
-void OomWatch::close() {
+OomWatch::~OomWatch() {
   boost::system::error_code ec;
   impl_->descriptor.close(ec);
+  if (impl_->pause) impl_->pause->cancel();
+}
+
+Result<std::unique_ptr<OomWatch>> OomWatch::open(const asio::any_io_executor& executor,
+                                                 const std::vector<std::string>& dirs,
+                                                 std::function<void()> changed) {
+  const ControllerDir memory = find_controller(dirs, &CgroupControllers::memory);
+  if (!memory) return fail(Code::kFailedPrecondition, "it has no memory cgroup of its own");
+  TRY(UniqueFd fd, memory.v2 ? open_v2(memory) : open_v1(memory));
+  auto impl =
+      std::make_shared<Impl>(io_executor(executor), fd.release(), memory, std::move(changed));
+  if (memory.v2) impl->rearm();
+  impl->wait();
+  return std::unique_ptr<OomWatch>(new OomWatch(std::move(impl)));
 }
 
 std::optional<std::uint64_t> oom_kills(const std::vector<std::string>& dirs) {
-  return kills_of(find_controllers(dirs).memory);
+  return kills_of(find_controller(dirs, &CgroupControllers::memory));
 }
 
 std::uint64_t OomLedger::first_look(const std::string& container,
                                     const std::vector<std::string>& dirs) {
   Container& entry = containers_[container];
-  entry.dirs = dirs;
-  const ControllerDir memory = find_controllers(dirs).memory;
-  entry.kills = kills_of(memory).value_or(0);
-  if (!memory.v2) return entry.kills;
-  const std::string dir = std::filesystem::path(memory.dir).parent_path();
+  entry.memory = find_controller(dirs, &CgroupControllers::memory);
+  entry.kills = kills_of(entry.memory).value_or(0);
+  if (!entry.memory.v2) return entry.kills;
+  const ControllerDir memory{std::filesystem::path(entry.memory.dir).parent_path(), true};
   for (const auto& [id, other] : containers_) {
-    if (other.pod && other.pod->dirs.front() == dir) entry.pod = other.pod;
+    if (other.pod && other.pod->memory == memory) entry.pod = other.pod;
   }
   if (!entry.pod) {
-    entry.pod = std::make_shared<Pod>(Pod{{dir}, 0});
-    entry.pod->accounted = oom_kills(entry.pod->dirs).value_or(0);
+    entry.pod = std::make_shared<Pod>(Pod{memory, kills_of(memory).value_or(0)});
   }
   return entry.kills;
 }
@@ -138,7 +143,7 @@ void OomLedger::add(Container& container, std::uint64_t kills) {
 }
 
 bool OomLedger::look(Container& container) {
-  const std::optional<std::uint64_t> own = oom_kills(container.dirs);
+  const std::optional<std::uint64_t> own = kills_of(container.memory);
   if (own) add(container, *own - std::min(*own, container.kills));
   return own.has_value();
 }
@@ -152,7 +157,7 @@ std::uint64_t OomLedger::kills(const std::string& container, const std::vector<s
   for (auto& [id, other] : containers_) {
     if (other.pod == entry.pod) look(other);
   }
-  const std::uint64_t total = oom_kills(entry.pod->dirs).value_or(0);
+  const std::uint64_t total = kills_of(entry.pod->memory).value_or(0);
   add(entry, total - std::min(total, entry.pod->accounted));
   return entry.kills;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -9,6 +10,7 @@
 
 #include "async/task.h"
 #include "base/error.h"
+#include "os/cgroup_files.h"
 
 namespace kuasar::os {
 
@@ -30,11 +32,11 @@ class OomLedger {
 
  private:
   struct Pod {
-    std::vector<std::string> dirs;
+    ControllerDir memory;
     std::uint64_t accounted = 0;
   };
   struct Container {
-    std::vector<std::string> dirs;
+    ControllerDir memory;
     /// Absent on v1.
     std::shared_ptr<Pod> pod;
     std::uint64_t kills = 0;
@@ -48,27 +50,23 @@ class OomLedger {
   std::map<std::string, Container> containers_;
 };
 
-/// Tells that the count of oom_kills() may have changed. Owned by the driver, lives on the io
-/// thread; one descriptor. v1: an eventfd of memory.oom_control, which the kernel signals before
-/// the kill, and also when the cgroup is removed; v2: poll of memory.events.
+/// Tells when the count of oom_kills() may have changed, until it is destroyed. Owned by the
+/// driver, lives on the io thread; one descriptor. v1: an eventfd of memory.oom_control, which the
+/// kernel signals before the kill, and also when the cgroup is removed; v2: poll of memory.events.
 class OomWatch {
  public:
   /// kFailedPrecondition without a memory cgroup.
-  static Result<std::shared_ptr<OomWatch>> open(asio::any_io_executor executor,
-                                                const std::vector<std::string>& dirs);
+  static Result<std::unique_ptr<OomWatch>> open(const asio::any_io_executor& executor,
+                                                const std::vector<std::string>& dirs,
+                                                std::function<void()> changed);
   ~OomWatch();
   OomWatch(const OomWatch&) = delete;
   OomWatch& operator=(const OomWatch&) = delete;
 
-  /// True at a change since the last call; false after close() and when cancelled.
-  static Task<bool> wait(std::shared_ptr<OomWatch> watch);
-  void close();
-
  private:
   struct Impl;
-  explicit OomWatch(std::unique_ptr<Impl> impl);
-  static Task<> await_count(std::shared_ptr<OomWatch> watch);
-  std::unique_ptr<Impl> impl_;
+  explicit OomWatch(std::shared_ptr<Impl> impl);
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace kuasar::os

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
+#include <memory>
 
 #include "async/task.h"
 
@@ -12,5 +14,20 @@ Task<bool> readable(int fd);
 
 /// The same, and false when `timeout` is over before; the descriptor stays open meanwhile.
 Task<bool> readable_within(int fd, std::chrono::nanoseconds timeout);
+
+/// Calls `then` once, by the executor, when something can be read from a descriptor, its end
+/// included, or when it cannot be watched; never after the destruction. It keeps a duplicate of the
+/// descriptor until then.
+class WhenReadable {
+ public:
+  WhenReadable(const asio::any_io_executor& executor, int fd, std::function<void()> then);
+  ~WhenReadable();
+  WhenReadable(const WhenReadable&) = delete;
+  WhenReadable& operator=(const WhenReadable&) = delete;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
 
 }  // namespace kuasar::os

@@ -61,50 +61,104 @@ std::string architecture() {
   return machine;
 }
 
-/// One unary call: made on a gRPC thread, run as a coroutine of the io thread, finished from
-/// there. `caller_gone` belongs to the io thread.
-class CoroCall : public grpc::ServerUnaryReactor {
+/// One unary call: made on a gRPC thread, finished from the io thread.
+class Call : public grpc::ServerUnaryReactor {
  public:
-  using Body = std::function<Task<Result<>>(std::shared_ptr<const Event>)>;
-
   /// `observer` and `method` outlive the call.
-  CoroCall(asio::any_io_executor io, TaskGroup& calls, const CallObserver& observer,
-           const char* method, std::shared_ptr<CallNotes> notes, Body body)
-      : io_(std::move(io)),
-        observer_(observer),
-        method_(method),
-        notes_(std::move(notes)),
-        caller_gone_(std::make_shared<Event>()) {
-    asio::post(io_, [this, &calls, body = std::move(body)]() mutable {
-      calls.spawn(run(this, std::move(body), caller_gone_));
-    });
-  }
+  Call(asio::any_io_executor io, const CallObserver& observer, const char* method,
+       std::shared_ptr<CallNotes> notes)
+      : io_(std::move(io)), observer_(observer), method_(method), notes_(std::move(notes)) {}
 
- private:
-  static Task<> run(CoroCall* call, Body body, std::shared_ptr<Event> caller_gone) {
-    Result<> result = co_await body(caller_gone);
-    if (call->observer_.ended) {
-      call->observer_.ended({"Controller", call->method_, result ? Code::kOk : result.error().code,
-                             call->begun_, std::chrono::steady_clock::now(), call->notes_.get()});
+ protected:
+  /// The last that may be done with it: gRPC deletes it.
+  void finish(const Result<>& result) {
+    if (observer_.ended) {
+      observer_.ended({"Controller", method_, result ? Code::kOk : result.error().code, begun_,
+                       std::chrono::steady_clock::now(), notes_.get()});
     }
-    call->Finish(to_status(result));
+    Finish(to_status(result));
   }
-
-  void OnCancel() override {
-    asio::post(io_, [gone = caller_gone_] { gone->set(); });
-  }
-  void OnDone() override {
-    // The event's waiters live on the io thread, and so does its end.
-    asio::post(io_, [gone = std::move(caller_gone_)] {});
-    delete this;
-  }
+  void OnDone() override { delete this; }
 
   asio::any_io_executor io_;
+
+ private:
   const CallObserver& observer_;
   const char* method_;
   std::shared_ptr<CallNotes> notes_;
   std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
-  std::shared_ptr<Event> caller_gone_;
+};
+
+/// A call that runs as a coroutine.
+class CoroCall : public Call {
+ public:
+  using Body = std::function<Task<Result<>>()>;
+
+  CoroCall(asio::any_io_executor io, TaskGroup& calls, const CallObserver& observer,
+           const char* method, std::shared_ptr<CallNotes> notes, Body body)
+      : Call(std::move(io), observer, method, std::move(notes)) {
+    asio::post(io_, [this, &calls, body = std::move(body)]() mutable {
+      calls.spawn(run(this, std::move(body)));
+    });
+  }
+
+ private:
+  static Task<> run(CoroCall* call, Body body) {
+    const Result<> result = co_await body();
+    call->finish(result);
+  }
+};
+
+/// Controller.Wait, which containerd holds open for every pod: until it ends it costs no coroutine.
+class WaitCall : public Call {
+ public:
+  WaitCall(asio::any_io_executor io, SandboxManager& manager, const CallObserver& observer,
+           std::shared_ptr<CallNotes> notes, const api::ControllerWaitRequest& request,
+           api::ControllerWaitResponse& response)
+      : Call(std::move(io), observer, "Wait", std::move(notes)),
+        response_(response),
+        waiting_(std::make_shared<Waiting>()) {
+    waiting_->call = this;
+    asio::post(io_, [&manager, &request, waiting = waiting_] {
+      if (waiting->call == nullptr) return;
+      waiting->callback = manager.wait(
+          request.sandbox_id(),
+          [waiting = waiting.get()](const Result<SandboxExit>& exit) { end(*waiting, exit); });
+    });
+  }
+
+ private:
+  /// Of the io thread; outlives the call while something is still under way to it.
+  struct Waiting {
+    /// nullptr: it has been finished.
+    WaitCall* call = nullptr;
+    Event::Callback callback;
+  };
+
+  static void end(Waiting& waiting, const Result<SandboxExit>& exit) {
+    WaitCall* const call = std::exchange(waiting.call, nullptr);
+    if (call == nullptr) return;
+    if (!exit) return call->finish(fail(exit.error()));
+    call->response_.set_exit_status(exit->exit_status);
+    *call->response_.mutable_exited_at() = task::to_timestamp(exit->at);
+    call->finish({});
+  }
+
+  void OnCancel() override {
+    asio::post(io_, [waiting = waiting_] {
+      waiting->callback = {};
+      end(*waiting, fail(Code::kCancelled, "the caller has gone"));
+    });
+  }
+
+  void OnDone() override {
+    // Its end is the io thread's, too.
+    asio::post(io_, [waiting = std::move(waiting_)] {});
+    delete this;
+  }
+
+  api::ControllerWaitResponse& response_;
+  std::shared_ptr<Waiting> waiting_;
 };
 
 }  // namespace
@@ -132,21 +186,25 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
     return notes;
   }
 
-  template <typename Request, typename Body>
-  grpc::ServerUnaryReactor* call(const char* method, grpc::CallbackServerContext* context,
-                                 const Request& request, Body body) {
+  template <typename Request>
+  static void log_call(const char* method, const Request& request) {
     // Not validated yet.
     log::debug({std::string_view(request.sandbox_id()).substr(0, 100), {}}, "Controller.{}",
                method);
+  }
+
+  template <typename Request, typename Body>
+  grpc::ServerUnaryReactor* call(const char* method, grpc::CallbackServerContext* context,
+                                 const Request& request, Body body) {
+    log_call(method, request);
     std::shared_ptr<CallNotes> notes = notes_of(*context, request);
-    return new CoroCall(
-        io, calls, observer, method, notes,
-        [this, method, body = std::move(body), notes](std::shared_ptr<const Event> caller_gone) {
-          Task<Result<>> task = body(std::move(caller_gone));
-          const std::string_view name = method;
-          if (!notes || (name != "Create" && name != "Start")) return task;
-          return with_timeline(std::move(task), notes);
-        });
+    return new CoroCall(io, calls, observer, method, notes,
+                        [this, method, body = std::move(body), notes] {
+                          Task<Result<>> task = body();
+                          const std::string_view name = method;
+                          if (!notes || (name != "Create" && name != "Start")) return task;
+                          return with_timeline(std::move(task), notes);
+                        });
   }
 
   // A start that fails takes the pod's timeline with it: looked for before and after.
@@ -164,64 +222,51 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
 
   Reactor* Create(Context* context, const api::ControllerCreateRequest* request,
                   api::ControllerCreateResponse* response) override {
-    return call("Create", context, *request,
-                [this, request, response, arrived = now()](std::shared_ptr<const Event>) {
-                  return do_create(request, response, arrived);
-                });
+    return call("Create", context, *request, [this, request, response, arrived = now()] {
+      return do_create(request, response, arrived);
+    });
   }
   Reactor* Start(Context* context, const api::ControllerStartRequest* request,
                  api::ControllerStartResponse* response) override {
-    return call("Start", context, *request,
-                [this, request, response, arrived = now()](std::shared_ptr<const Event>) {
-                  return do_start(request, response, arrived);
-                });
+    return call("Start", context, *request, [this, request, response, arrived = now()] {
+      return do_start(request, response, arrived);
+    });
   }
   Reactor* Platform(Context* context, const api::ControllerPlatformRequest* request,
                     api::ControllerPlatformResponse* response) override {
     return call("Platform", context, *request,
-                [this, request, response](std::shared_ptr<const Event>) {
-                  return do_platform(request, response);
-                });
+                [this, request, response] { return do_platform(request, response); });
   }
   // timeout_secs has nothing to bound: containerd has ended the containers before, each with its
   // own grace (CRI sends 0); those that are left, and a shared init, get SIGKILL at once.
   Reactor* Stop(Context* context, const api::ControllerStopRequest* request,
                 api::ControllerStopResponse*) override {
-    return call("Stop", context, *request, [this, request](std::shared_ptr<const Event>) {
-      return manager.stop(request->sandbox_id());
-    });
+    return call("Stop", context, *request,
+                [this, request] { return manager.stop(request->sandbox_id()); });
   }
   Reactor* Wait(Context* context, const api::ControllerWaitRequest* request,
                 api::ControllerWaitResponse* response) override {
-    return call("Wait", context, *request,
-                [this, request, response](std::shared_ptr<const Event> caller_gone) {
-                  return do_wait(request, response, std::move(caller_gone));
-                });
+    log_call("Wait", *request);
+    return new WaitCall(io, manager, observer, notes_of(*context, *request), *request, *response);
   }
   Reactor* Status(Context* context, const api::ControllerStatusRequest* request,
                   api::ControllerStatusResponse* response) override {
     return call("Status", context, *request,
-                [this, request, response](std::shared_ptr<const Event>) {
-                  return do_status(request, response);
-                });
+                [this, request, response] { return do_status(request, response); });
   }
   Reactor* Shutdown(Context* context, const api::ControllerShutdownRequest* request,
                     api::ControllerShutdownResponse*) override {
-    return call("Shutdown", context, *request, [this, request](std::shared_ptr<const Event>) {
-      return manager.shutdown(request->sandbox_id());
-    });
+    return call("Shutdown", context, *request,
+                [this, request] { return manager.shutdown(request->sandbox_id()); });
   }
   Reactor* Metrics(Context* context, const api::ControllerMetricsRequest* request,
                    api::ControllerMetricsResponse* response) override {
     return call("Metrics", context, *request,
-                [this, request, response](std::shared_ptr<const Event>) {
-                  return do_metrics(request, response);
-                });
+                [this, request, response] { return do_metrics(request, response); });
   }
   Reactor* Update(Context* context, const api::ControllerUpdateRequest* request,
                   api::ControllerUpdateResponse*) override {
-    return call("Update", context, *request,
-                [this, request](std::shared_ptr<const Event>) { return do_update(request); });
+    return call("Update", context, *request, [this, request] { return do_update(request); });
   }
 
   Task<Result<>> do_create(const api::ControllerCreateRequest* request,
@@ -260,16 +305,6 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
     CO_CHECK(manager.check_exists(request->sandbox_id()));
     response->mutable_platform()->set_os("linux");
     response->mutable_platform()->set_architecture(architecture());
-    co_return Result<>();
-  }
-
-  Task<Result<>> do_wait(const api::ControllerWaitRequest* request,
-                         api::ControllerWaitResponse* response,
-                         std::shared_ptr<const Event> caller_gone) {
-    CO_TRY(const SandboxExit exit,
-           co_await manager.wait(request->sandbox_id(), std::move(caller_gone)));
-    response->set_exit_status(exit.exit_status);
-    *response->mutable_exited_at() = task::to_timestamp(exit.at);
     co_return Result<>();
   }
 
@@ -365,6 +400,13 @@ ControllerServer::ControllerServer(asio::any_io_executor io, SandboxManager& man
   grpc::ServerBuilder builder;
   builder.RegisterService(impl_.get());
   builder.SetMaxReceiveMessageSize(kMaxMessage);
+  // Each filter has its part in every call, and each pod has a call: what containerd does not use
+  // is left out.
+  for (const char* feature :
+       {GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION,
+        GRPC_ARG_ENABLE_DEADLINE_CHECKS, GRPC_ARG_ENABLE_CHANNELZ}) {
+    builder.AddChannelArgument(feature, 0);
+  }
   impl_->server = builder.BuildAndStart();
 }
 

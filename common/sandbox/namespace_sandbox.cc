@@ -38,6 +38,7 @@ bool is_map(const std::vector<oci::IdMapping>& mappings, const IdRange& range) {
 NamespaceSandbox::NamespaceSandbox(PodTools& tools, const state::v1::SandboxState& record)
     : tools_(tools),
       record_(record),
+      cgroup_parent_(record.config().linux().cgroup_parent()),
       host_network_(uses_host_network(record.config())),
       host_ipc_(uses_host_ipc(record.config())),
       host_pid_(uses_host_pid(record.config())),
@@ -47,8 +48,7 @@ NamespaceSandbox::NamespaceSandbox(PodTools& tools, const state::v1::SandboxStat
       own_cgroups_(record.own_cgroups().begin(), record.own_cgroups().end()) {
   if (record.phase() != state::v1::SandboxState::CREATED) return;
   // check() has accepted the path.
-  own_cgroups_ = os::missing_cgroups(record.config().linux().cgroup_parent())
-                     .value_or(std::vector<std::string>());
+  own_cgroups_ = os::missing_cgroups(cgroup_parent_).value_or(std::vector<std::string>());
 }
 
 std::string NamespaceSandbox::pin(std::string_view kind) const {
@@ -60,20 +60,21 @@ std::string NamespaceSandbox::target_pin(std::string_view container_id) const {
 }
 
 std::vector<std::string> NamespaceSandbox::init_cgroups() const {
-  return os::cgroups_below(record_.config().linux().cgroup_parent(), record_.id());
+  return os::cgroups_below(cgroup_parent_, record_.id());
 }
 
 std::string NamespaceSandbox::pid_init_key() const {
   return record_.id() + "/pid-init";
 }
 
-Task<Result<>> NamespaceSandbox::start(TimelinePtr timeline) {
+Task<Result<>> NamespaceSandbox::start(std::shared_ptr<const runtime::v1::PodSandboxConfig> config,
+                                       TimelinePtr timeline) {
   if (!host_network_ && !os::is_namespace_pin(record_.netns_path())) {
     co_return fail(Code::kFailedPrecondition, "netns_path \"{}\" is not a network namespace",
                    record_.netns_path());
   }
-  CO_TRY(labels_, selinux_labels(record_.config(), record_.id()));
-  auto files = [this, timeline] { return make_files(timeline); };
+  CO_TRY(labels_, selinux_labels(*config, record_.id()));
+  auto files = [this, config, timeline] { return make_files(*config, timeline); };
   CO_CHECK(co_await tools_.pool.run(std::move(files), timeline, "files"));
   if (user_namespace_) {
     const Span helping(timeline, "user namespace: helper", SpanKind::kWait);
@@ -87,13 +88,14 @@ Task<Result<>> NamespaceSandbox::start(TimelinePtr timeline) {
     CO_CHECK(co_await make_user_namespaces(helper(), std::move(plan)));
     CO_CHECK(failpoint_result("pod.userns"));
   }
-  auto namespaces = [this, timeline] { return make_namespaces(timeline); };
+  auto namespaces = [this, config, timeline] { return make_namespaces(*config, timeline); };
   co_return co_await tools_.pool.run(std::move(namespaces), timeline, "namespaces");
 }
 
-Result<> NamespaceSandbox::make_files(TimelinePtr timeline) const {
+Result<> NamespaceSandbox::make_files(const runtime::v1::PodSandboxConfig& config,
+                                      TimelinePtr timeline) const {
   TRY(const HostFiles host, read_host_files());
-  TRY(const PodFiles files, plan_pod_files(record_.config(), host));
+  TRY(const PodFiles files, plan_pod_files(config, host));
   const PodRoot root = user_namespace_ ? user_namespace_->root() : PodRoot{};
   Span making_cgroups(timeline, "cgroups");
   CHECK_OK(os::make_cgroups(own_cgroups_));
@@ -111,10 +113,11 @@ Result<> NamespaceSandbox::make_files(TimelinePtr timeline) const {
   return failpoint_result("pod.shm");
 }
 
-Result<> NamespaceSandbox::make_namespaces(TimelinePtr timeline) const {
+Result<> NamespaceSandbox::make_namespaces(const runtime::v1::PodSandboxConfig& config,
+                                           TimelinePtr timeline) const {
   TRY(const HostFiles host, read_host_files());
-  TRY(const PodFiles files, plan_pod_files(record_.config(), host));
-  TRY(SysctlPlan sysctls, plan_sysctls(record_.config(), tools_.default_sysctls));
+  TRY(const PodFiles files, plan_pod_files(config, host));
+  TRY(SysctlPlan sysctls, plan_sysctls(config, tools_.default_sysctls));
   os::PodNamespacePlan plan;
   plan.made = user_namespace_.has_value();
   if (!host_ipc_) plan.ipc_pin = pin("ipc");
@@ -134,7 +137,6 @@ Result<> NamespaceSandbox::make_namespaces(TimelinePtr timeline) const {
 Task<Result<>> NamespaceSandbox::stop() {
   stopping_ = true;
   co_await kill_pid_init();
-  stopped_.set();
   auto clean = [this]() -> Result<> {
     for (const char* kind : {"pid", "ipc", "uts", "user"}) CHECK_OK(os::remove_pin(pin(kind)));
     os::remove_empty_cgroups(init_cgroups());
@@ -303,7 +305,6 @@ Task<Result<>> NamespaceSandbox::ensure_pid_init() {
   (void)co_await tools_.pool.run(std::move(enter));
   init_ = std::move(process);
   init_start_time_ = *start_time;
-  init_up_.set();
   co_return Result<>();
 }
 
@@ -349,10 +350,6 @@ Task<> NamespaceSandbox::kill_pid_init() {
 Task<os::ExitStatus> NamespaceSandbox::wait_exit() {
   os::ExitStatus end{255, std::chrono::system_clock::now(), true};
   if (init_lost_) co_return end;
-  std::vector<const Event*> events = {&init_up_, &stopped_};
-  co_await Event::wait_any(std::move(events));
-  end.known = false;
-  if (!init_up_.is_set() || stopped_.is_set()) co_return end;
   watched_ = true;
   end = co_await tools_.spawner.wait(*init_);
   if (!os::pidfd_exited(init_->pidfd.get())) {
@@ -391,10 +388,7 @@ Task<bool> NamespaceSandbox::adopt_pid_init() {
 Task<Result<>> NamespaceSandbox::recover() {
   if (record_.pid_init().pid() <= 0) co_return Result<>();
   const bool adopted = co_await adopt_pid_init();
-  if (adopted) {
-    init_up_.set();
-    co_return Result<>();
-  }
+  if (adopted) co_return Result<>();
   init_lost_ = true;
   co_return fail(Code::kNotFound, "the init of its shared PID namespace has died meanwhile");
 }

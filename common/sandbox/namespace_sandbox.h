@@ -34,18 +34,20 @@ class NamespaceSandbox : public Sandbox {
  public:
   NamespaceSandbox(PodTools& tools, const state::v1::SandboxState& record);
 
-  Task<Result<>> start(TimelinePtr timeline) override;
+  Task<Result<>> start(std::shared_ptr<const runtime::v1::PodSandboxConfig> config,
+                       TimelinePtr timeline) override;
   Task<Result<>> stop() override;
   Task<Result<task::Attachment>> attach(std::string container_id, std::string dir, oci::Spec spec,
                                         TimelinePtr timeline) override;
   Task<> detach(std::string container_id) override;
+  bool has_process() const override { return init_ || init_lost_; }
   Task<os::ExitStatus> wait_exit() override;
   void save(state::v1::SandboxState& record) const override;
   Task<Result<>> recover() override;
 
  private:
-  Result<> make_files(TimelinePtr timeline) const;
-  Result<> make_namespaces(TimelinePtr timeline) const;
+  Result<> make_files(const runtime::v1::PodSandboxConfig& config, TimelinePtr timeline) const;
+  Result<> make_namespaces(const runtime::v1::PodSandboxConfig& config, TimelinePtr timeline) const;
   Result<> add_pod_mounts(oci::Spec& spec) const;
   Result<> check_container(const oci::Spec& spec) const;
   Task<Result<oci::PodNamespaces>> namespaces_for(oci::PidUse pid_use, std::string container_id,
@@ -65,6 +67,7 @@ class NamespaceSandbox : public Sandbox {
   PodTools& tools_;
   const state::v1::SandboxState& record_;
   /// What the pod's configuration says.
+  std::string cgroup_parent_;
   bool host_network_;
   bool host_ipc_;
   bool host_pid_;
@@ -80,9 +83,7 @@ class NamespaceSandbox : public Sandbox {
   bool stopping_ = false;
   /// The record names an init that was gone when this daemon came.
   bool init_lost_ = false;
-  Event init_up_;
   Event init_ended_;
-  Event stopped_;
 };
 
 class NamespaceSandboxFactory : public SandboxFactory {

@@ -13,6 +13,9 @@
 namespace kuasar::state::v1 {
 class SandboxState;
 }
+namespace runtime::v1 {
+class PodSandboxConfig;
+}
 
 namespace kuasar::sandbox {
 
@@ -23,8 +26,10 @@ class Sandbox {
  public:
   virtual ~Sandbox() = default;
 
-  /// Makes the pod, and notes its steps. A failure leaves nothing behind.
-  virtual Task<Result<>> start(TimelinePtr timeline) = 0;
+  /// Makes the pod that its configuration asks for, and notes its steps. A failure leaves nothing
+  /// behind.
+  virtual Task<Result<>> start(std::shared_ptr<const runtime::v1::PodSandboxConfig> config,
+                               TimelinePtr timeline) = 0;
   /// Takes everything away that start() and attach() made; containers are gone already. Repeats,
   /// and a sandbox that never started: success.
   virtual Task<Result<>> stop() = 0;
@@ -33,8 +38,10 @@ class Sandbox {
                                                 oci::Spec spec, TimelinePtr timeline) = 0;
   /// Lets go of a container; it may be unknown.
   virtual Task<> detach(std::string container_id) = 0;
-  /// Ends when the sandbox has died of itself, with how; for ever where nothing can die.
-  /// Cancelled, or ended by stop(): `known` is false.
+  /// Whether there is a process whose end is the sandbox's; attach() may bring it.
+  virtual bool has_process() const = 0;
+  /// Ends when the sandbox that has a process has died of itself, with how. Cancelled, or ended by
+  /// stop(): `known` is false.
   virtual Task<os::ExitStatus> wait_exit() = 0;
 
   /// Adds the technology's facts to the record.
@@ -43,7 +50,8 @@ class Sandbox {
   virtual Task<Result<>> recover() = 0;
 };
 
-/// Makes the Sandbox of one pod from its record. The record outlives the sandbox.
+/// Makes the Sandbox of one pod from its record. The record outlives the sandbox, but for its
+/// `config`, which is there during make() only.
 class SandboxFactory {
  public:
   virtual ~SandboxFactory() = default;

@@ -68,7 +68,26 @@ std::string verbose_info(const Record& record, const std::optional<StateProblem>
 }  // namespace
 
 struct SandboxManager::Entry {
+  /// Puts the configuration away: as messages it takes several times the memory, and it is asked
+  /// for only now and then.
+  void pack() {
+    config = record.config().SerializeAsString();
+    record.clear_config();
+  }
+  runtime::v1::PodSandboxConfig unpacked_config() const {
+    runtime::v1::PodSandboxConfig message;
+    (void)message.ParseFromString(config);
+    return message;
+  }
+  Record whole_record() const {
+    Record whole = record;
+    *whole.mutable_config() = unpacked_config();
+    return whole;
+  }
+
+  /// Without its config.
   Record record;
+  std::string config;
   std::unique_ptr<Sandbox> sandbox;
   /// Set when the record cannot be used: the sandbox is listed as READY and left alone.
   std::optional<StateProblem> problem;
@@ -79,6 +98,8 @@ struct SandboxManager::Entry {
   Event stopped;
   bool gone = false;
   std::set<std::string> containers;
+  /// Somebody waits for the end of its process.
+  bool watched = false;
   /// Since when containerd's interest in it has been doubtful; not while it has containers and
   /// somebody waits for its end.
   steady_clock::time_point doubtful_since = steady_clock::now();
@@ -90,7 +111,11 @@ struct SandboxManager::Entry {
 
 SandboxManager::SandboxManager(asio::any_io_executor executor, BlockingPool& pool,
                                StateStore& store, SandboxFactory& factory)
-    : pool_(pool), store_(store), factory_(factory), watchers_(std::move(executor)) {}
+    : executor_(executor),
+      pool_(pool),
+      store_(store),
+      factory_(factory),
+      watchers_(std::move(executor)) {}
 
 Result<SandboxManager::EntryPtr> SandboxManager::find(const std::string& id) const {
   CHECK_OK(validate_id("sandbox_id", id));
@@ -107,7 +132,7 @@ Result<SandboxManager::EntryPtr> SandboxManager::find_usable(const std::string& 
 
 Task<Result<google::protobuf::Any>> SandboxManager::metrics(std::string id) const {
   CO_TRY(const EntryPtr entry, find(id));
-  const std::string parent = entry->record.config().linux().cgroup_parent();
+  const std::string parent = entry->unpacked_config().linux().cgroup_parent();
   if (parent.empty()) {
     co_return fail(
         Code::kFailedPrecondition,
@@ -131,7 +156,8 @@ Result<> SandboxManager::check_exists(const std::string& id) const {
 std::vector<SandboxRecord> SandboxManager::records() const {
   std::vector<SandboxRecord> all;
   for (const auto& [id, entry] : entries_) {
-    all.push_back({entry->record, entry->timeline, entry->problem ? entry->problem->words : ""});
+    all.push_back(
+        {entry->whole_record(), entry->timeline, entry->problem ? entry->problem->words : ""});
   }
   return all;
 }
@@ -152,7 +178,7 @@ std::map<std::string, std::size_t> SandboxManager::counts() const {
 
 Result<> SandboxManager::save_record(Entry& entry) {
   if (entry.sandbox) entry.sandbox->save(entry.record);
-  return store_.save_sandbox(entry.record);
+  return store_.save_sandbox(entry.whole_record());
 }
 
 Task<Result<>> SandboxManager::create(Record record, Timeline::Clock::time_point arrived) {
@@ -172,6 +198,7 @@ Task<Result<>> SandboxManager::create(Record record, Timeline::Clock::time_point
   entry->record.set_phase(Record::CREATED);
   *entry->record.mutable_created_at() = task::to_timestamp(system_clock::now());
   entry->sandbox = factory_.make(entry->record);
+  entry->pack();
   const std::string id = entry->record.id();
   const Span writing(timeline, "directory, record");
   CO_CHECK(store_.create_sandbox(id));
@@ -207,7 +234,9 @@ Task<Result<SandboxStatus>> SandboxManager::start(std::string id,
   Result<> started = save_record(*entry);
   noting.end();
   if (started) started = failpoint_result("pod.starting");
-  if (started) started = co_await entry->sandbox->start(timeline);
+  const auto config =
+      std::make_shared<const runtime::v1::PodSandboxConfig>(entry->unpacked_config());
+  if (started) started = co_await entry->sandbox->start(config, timeline);
   if (started) {
     const Span recording(timeline, "record");
     entry->record.set_phase(Record::RUNNING);
@@ -225,14 +254,20 @@ Task<Result<SandboxStatus>> SandboxManager::start(std::string id,
     entries_.erase(id);
     co_return fail(std::move(started).error());
   }
-  watchers_.spawn(watch(entry));
-  log::info({id, {}}, "sandbox {}/{} is running", entry->record.config().metadata().namespace_(),
-            entry->record.config().metadata().name());
+  watch(entry);
+  log::info({id, {}}, "sandbox {}/{} is running", config->metadata().namespace_(),
+            config->metadata().name());
   co_return status(id, false);
 }
 
+void SandboxManager::watch(const EntryPtr& entry) {
+  if (entry->watched || !entry->sandbox->has_process()) return;
+  entry->watched = true;
+  watchers_.spawn(await_death(entry));
+}
+
 // A sandbox that dies of itself takes its containers with it.
-Task<> SandboxManager::watch(EntryPtr entry) {
+Task<> SandboxManager::await_death(EntryPtr entry) {
   const os::ExitStatus end = co_await entry->sandbox->wait_exit();
   if (stopping_.is_set() || !end.known || entry->stopped.is_set()) co_return;
   const std::string id = entry->record.id();
@@ -294,20 +329,25 @@ Task<Result<>> SandboxManager::shutdown(std::string id) {
   co_return Result<>();
 }
 
-Task<Result<SandboxExit>> SandboxManager::wait(std::string id,
-                                               std::shared_ptr<const Event> caller_gone) {
-  CO_TRY(const EntryPtr entry, find(id));
-  entry->awaited = true;
-  std::vector<const Event*> events = {&entry->stopped, &stopping_, caller_gone.get()};
-  co_await Event::wait_any(std::move(events));
-  // T16: anything but UNAVAILABLE turns the pod NOTREADY for good.
-  if (!entry->stopped.is_set()) {
-    if (stopping_.is_set()) co_return fail(stopping_error());
-    co_return fail(Code::kCancelled, "the caller has gone");
+Event::Callback SandboxManager::wait(const std::string& id,
+                                     std::function<void(Result<SandboxExit>)> ended) {
+  Result<EntryPtr> found = find(id);
+  if (!found) {
+    ended(fail(std::move(found).error()));
+    return {};
   }
-  if (entry->gone && entry->record.phase() != Record::STOPPED) co_return fail(not_found(id));
-  co_return SandboxExit{entry->record.exit_status(),
-                        task::from_timestamp(entry->record.exited_at())};
+  const EntryPtr& entry = *found;
+  entry->awaited = true;
+  return Event::when_any(executor_, {&entry->stopped, &stopping_},
+                         [this, entry, ended = std::move(ended)] { ended(end_of(*entry)); });
+}
+
+Result<SandboxExit> SandboxManager::end_of(const Entry& entry) const {
+  // T16: anything but UNAVAILABLE turns the pod NOTREADY for good.
+  if (!entry.stopped.is_set()) return fail(stopping_error());
+  const Record& record = entry.record;
+  if (entry.gone && record.phase() != Record::STOPPED) return fail(not_found(record.id()));
+  return SandboxExit{record.exit_status(), task::from_timestamp(record.exited_at())};
 }
 
 Result<SandboxStatus> SandboxManager::status(const std::string& id, bool verbose) const {
@@ -318,7 +358,7 @@ Result<SandboxStatus> SandboxManager::status(const std::string& id, bool verbose
   status.created_at = task::from_timestamp(record.created_at());
   status.exited_at = task::from_timestamp(record.exited_at());
   status.selinux_label = record.selinux_label();
-  if (verbose) status.info = verbose_info(record, entry->problem);
+  if (verbose) status.info = verbose_info(entry->whole_record(), entry->problem);
   return status;
 }
 
@@ -337,7 +377,8 @@ Task<Result<task::Attachment>> SandboxManager::attach(std::string sandbox_id,
   const std::string dir = store_.paths().container(sandbox_id, container_id);
   Result<task::Attachment> attached =
       co_await entry->sandbox->attach(container_id, dir, std::move(spec), timeline);
-  // The shared PID namespace's init may have come up with this container.
+  // The pod's process may have come up with this container.
+  watch(entry);
   const Span recording(timeline, "pod's record");
   Result<> saved = attached ? save_record(*entry) : Result<>();
   if (!attached || !saved) {
@@ -414,6 +455,7 @@ Task<Result<>> SandboxManager::recover() {
     } else {
       entry->record = *one.state;
       entry->sandbox = factory_.make(entry->record);
+      entry->pack();
     }
     entries_[one.id] = entry;
   }
@@ -442,7 +484,7 @@ Task<> SandboxManager::recover_sandbox(EntryPtr entry) {
     if (Result<> recovered = co_await entry->sandbox->recover(); !recovered) {
       log::error({id, {}}, "recovery: {}", recovered.error().message);
     }
-    watchers_.spawn(watch(entry));
+    watch(entry);
     co_return;
   }
   if (entry->record.phase() == Record::STOPPED && !entry->problem) {

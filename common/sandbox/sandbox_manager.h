@@ -1,6 +1,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -73,9 +74,10 @@ class SandboxManager : public task::Pods, public Suspects {
   /// Unknown: success. The sandbox is NOTREADY before anything is taken away.
   Task<Result<>> stop(std::string id);
   Task<Result<>> shutdown(std::string id) override;
-  /// Ends when the sandbox has stopped; kUnavailable when the daemon stops (T16), kCancelled when
-  /// the caller has gone.
-  Task<Result<SandboxExit>> wait(std::string id, std::shared_ptr<const Event> caller_gone);
+  /// `ended` is called once when the sandbox has stopped, with kUnavailable when the daemon stops
+  /// (T16), and at once for one that is not there; not after what this returns is destroyed.
+  [[nodiscard]] Event::Callback wait(const std::string& id,
+                                     std::function<void(Result<SandboxExit>)> ended);
   Result<SandboxStatus> status(const std::string& id, bool verbose) const;
   /// What the kernel counts for the pod's cgroup, which is linux.cgroup_parent of its config: as
   /// Task.Stats, for all of the pod. kFailedPrecondition for a pod without one.
@@ -116,11 +118,14 @@ class SandboxManager : public task::Pods, public Suspects {
   /// find() for a change: refuses one whose record we may not read.
   Result<EntryPtr> find_usable(const std::string& id) const;
   Result<> save_record(Entry& entry);
-  Task<> watch(EntryPtr entry);
+  Result<SandboxExit> end_of(const Entry& entry) const;
+  void watch(const EntryPtr& entry);
+  Task<> await_death(EntryPtr entry);
   Task<Result<>> stop_locked(EntryPtr entry, SandboxExit exit);
   Task<> recover_sandbox(EntryPtr entry);
   Task<> recover_containers(EntryPtr entry);
 
+  asio::any_io_executor executor_;
   BlockingPool& pool_;
   StateStore& store_;
   SandboxFactory& factory_;

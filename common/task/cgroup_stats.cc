@@ -306,7 +306,9 @@ void fill_metrics(const CgroupControllers& controllers, v2::Metrics& metrics) {
 }
 
 Result<google::protobuf::Any> cgroup_stats(const std::vector<std::string>& dirs) {
-  const CgroupControllers controllers = os::find_controllers(dirs);
+  const CgroupControllers controllers = os::find_controllers(
+      dirs, {&CgroupControllers::cpu, &CgroupControllers::cpuacct, &CgroupControllers::memory,
+             &CgroupControllers::pids, &CgroupControllers::io});
   if (!controllers.memory && !controllers.cpuacct && !controllers.pids) {
     return fail(Code::kNotFound, "it has no cgroup with a memory, cpuacct or pids controller");
   }

@@ -3,6 +3,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -83,7 +84,7 @@ struct CheckpointPlan {
 
 /// What an isolation technology does to containers, below TaskService: it keeps the kernel
 /// objects, TaskService keeps the states. Runs on the io thread; calls for one container come one
-/// at a time, except those about execs, wait_exit, wait_oom, signal, stats, pids and host_pid.
+/// at a time, except those about execs, wait_exit, signal, stats, pids and host_pid.
 /// remove() may be called for a container that is half made, already gone or unknown, and must then
 /// succeed.
 class ContainerDriver {
@@ -108,6 +109,10 @@ class ContainerDriver {
                                 std::uint16_t width, std::uint16_t height) = 0;
   /// Ends when the process has ended; also after recover(). Cancelled: `known` is false.
   virtual Task<os::ExitStatus> wait_exit(ProcessRef ref) = 0;
+  /// `then` is called once when wait_exit() would end without waiting; at most one for a process.
+  /// It is forgotten with the process.
+  virtual void on_exit(const asio::any_io_executor& executor, const ProcessRef& ref,
+                       std::function<void()> then) = 0;
   /// kNotFound when the process has ended.
   virtual Result<> signal(const ProcessRef& ref, int signal) = 0;
   /// The end of a process is on record: what is left of it in the kernel may go. A zombie in a PID
@@ -126,9 +131,10 @@ class ContainerDriver {
   virtual Task<Result<google::protobuf::Any>> stats(std::string container) = 0;
   /// How many of its processes the OOM killer has ended.
   virtual std::uint64_t oom_kills(const std::string& container) = 0;
-  /// True when oom_kills() may have changed since the last call; false when the container is being
-  /// removed, or cannot be watched.
-  virtual Task<bool> wait_oom(std::string container) = 0;
+  /// `then` is called whenever oom_kills() may have changed, until the container is removed; never
+  /// for one that cannot be watched.
+  virtual void on_oom(const asio::any_io_executor& executor, const std::string& container,
+                      std::function<void()> then) = 0;
   /// Writes an image of the running container. A failure leaves it running.
   virtual Task<Result<>> checkpoint(CheckpointPlan plan) = 0;
   /// Host pids of all processes; may be empty after the end.

@@ -1,5 +1,6 @@
 #include "task/host_driver.h"
 
+#include <boost/asio/post.hpp>
 #include <utility>
 
 #include "base/failpoint.h"
@@ -67,6 +68,15 @@ Task<os::ExitStatus> HostDriver::wait_exit(ProcessRef ref) {
   co_return co_await spawner_.wait(*member->process);
 }
 
+// A pidfd is readable once its process has ended (pidfd_open(2)).
+void HostDriver::on_exit(const asio::any_io_executor& executor, const ProcessRef& ref,
+                         std::function<void()> then) {
+  const MemberPtr member = find(ref);
+  if (!member || !member->process) return asio::post(executor, std::move(then));
+  member->exit_watch =
+      std::make_unique<os::WhenReadable>(executor, member->process->pidfd.get(), std::move(then));
+}
+
 Result<> HostDriver::signal(const ProcessRef& ref, int signal) {
   const MemberPtr member = find(ref);
   if (!member || !member->process) return fail(gone(ref));
@@ -109,7 +119,7 @@ void HostDriver::save(const std::string& container, state::v1::ContainerState& r
     identity.set_start_time(member.start_time);
   };
   note(*entry->init, *record.mutable_init());
-  for (const std::string& dir : entry->cgroups) record.add_cgroups(dir);
+  for (std::string& dir : entry->cgroups.paths()) record.add_cgroups(std::move(dir));
   record.set_systemd_unit(entry->systemd_unit);
   for (state::v1::ExecState& exec : *record.mutable_execs()) {
     const auto found = entry->execs.find(exec.id());
@@ -159,7 +169,7 @@ Task<Result<>> HostDriver::mount_rootfs(const ContainerPlan& plan) {
 
 Task<Result<>> HostDriver::begin_remove(std::string container) {
   CO_CHECK(co_await kill_all(container));
-  if (const EntryPtr entry = find(container); entry && entry->oom) entry->oom->close();
+  if (const EntryPtr entry = find(container)) entry->oom.reset();
   co_return Result<>();
 }
 
@@ -184,7 +194,7 @@ void HostDriver::recover_entry(EntryPtr entry, const std::string& dir,
                                const state::v1::ContainerState& record) {
   entry->dir = dir;
   entry->rootfs = record.bundle() + "/rootfs";
-  entry->cgroups = {record.cgroups().begin(), record.cgroups().end()};
+  entry->cgroups = std::vector<std::string>(record.cgroups().begin(), record.cgroups().end());
   entry->systemd_unit = record.systemd_unit();
   enter(record.id(), std::move(entry));
 }

@@ -8,6 +8,8 @@
 
 #include "async/blocking_pool.h"
 #include "os/cgroup_oom.h"
+#include "os/packed_paths.h"
+#include "os/readable.h"
 #include "task/driver.h"
 
 namespace kuasar::task {
@@ -23,6 +25,8 @@ class HostDriver : public ContainerDriver {
   Task<Result<>> resize(ProcessRef ref, std::shared_ptr<const Stdio> stdio, std::uint16_t width,
                         std::uint16_t height) override;
   Task<os::ExitStatus> wait_exit(ProcessRef ref) override;
+  void on_exit(const asio::any_io_executor& executor, const ProcessRef& ref,
+               std::function<void()> then) override;
   Result<> signal(const ProcessRef& ref, int signal) override;
   void reap(const ProcessRef& ref) override;
   Task<Result<>> kill_all(std::string container) override;
@@ -32,7 +36,8 @@ class HostDriver : public ContainerDriver {
   Task<Result<>> update(std::string container, os::CgroupLimits limits) override;
   Task<Result<google::protobuf::Any>> stats(std::string container) override;
   std::uint64_t oom_kills(const std::string& container) override;
-  Task<bool> wait_oom(std::string container) override;
+  void on_oom(const asio::any_io_executor& executor, const std::string& container,
+              std::function<void()> then) override;
   std::vector<pid_t> pids(const std::string& container) override;
   pid_t host_pid(const ProcessRef& ref) override;
   void save(const std::string& container, state::v1::ContainerState& record) override;
@@ -45,6 +50,7 @@ class HostDriver : public ContainerDriver {
     unsigned long long start_time = 0;
     /// Absent when it has not been made or was gone at recovery.
     std::optional<os::Process> process;
+    std::unique_ptr<os::WhenReadable> exit_watch;
   };
   using MemberPtr = std::shared_ptr<Member>;
   /// A container; drivers derive theirs.
@@ -53,10 +59,10 @@ class HostDriver : public ContainerDriver {
     std::string dir;
     std::string rootfs;
     TimelinePtr timeline;
-    std::vector<std::string> cgroups;
+    os::PackedPaths cgroups;
     /// Empty with the cgroupfs driver.
     std::string systemd_unit;
-    std::shared_ptr<os::OomWatch> oom;
+    std::unique_ptr<os::OomWatch> oom;
     MemberPtr init = std::make_shared<Member>();
     std::map<std::string, MemberPtr> execs;
   };

@@ -88,20 +88,17 @@ std::uint64_t HostDriver::oom_kills(const std::string& container) {
   return entry ? ooms_.kills(container, entry->cgroups) : 0;
 }
 
-Task<bool> HostDriver::wait_oom(std::string container) {
+void HostDriver::on_oom(const asio::any_io_executor& executor, const std::string& container,
+                        std::function<void()> then) {
   const EntryPtr entry = find(container);
-  if (!entry) co_return false;
-  if (!entry->oom) {
-    auto opened = os::OomWatch::open(co_await asio::this_coro::executor, entry->cgroups);
-    if (!opened) {
-      log::debug({"", container}, "OOM kills are told at its end only: {}", opened.error().message);
-      co_return false;
-    }
+  if (!entry) return;
+  Result<std::unique_ptr<os::OomWatch>> opened =
+      os::OomWatch::open(executor, entry->cgroups, std::move(then));
+  if (opened) {
     entry->oom = std::move(*opened);
-    // What happened before it was there.
-    co_return true;
+  } else {
+    log::debug({"", container}, "OOM kills are told at its end only: {}", opened.error().message);
   }
-  co_return co_await os::OomWatch::wait(entry->oom);
 }
 
 }  // namespace kuasar::task

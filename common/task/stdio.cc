@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <utility>
 
@@ -23,6 +24,15 @@ Result<> give_away(int fd, uid_t uid, gid_t gid, const std::string& path) {
   return {};
 }
 
+constexpr std::array<std::string_view, 10> kHeldNames{
+    "stdout.r",    "stdout.w", "stdout.pipe", "stderr.r", "stderr.w",
+    "stderr.pipe", "stdin.r",  "stdin.w",     "console",  "pty"};
+
+std::size_t index_of(std::string_view held) {
+  return static_cast<std::size_t>(std::find(kHeldNames.begin(), kHeldNames.end(), held) -
+                                  kHeldNames.begin());
+}
+
 // A socket's path is limited to 107 bytes, ids are not: the name is a digest of them.
 std::string console_name(const std::string& container, const std::string& exec) {
   return fmt::format("{:016x}", std::hash<std::string>()(container + "/" + exec));
@@ -30,22 +40,23 @@ std::string console_name(const std::string& container, const std::string& exec) 
 
 }  // namespace
 
-Stdio::Stdio(TaskGroup& group, asio::any_io_executor executor, os::FdHolder& holder, StdioPlan plan)
-    : group_(group), executor_(std::move(executor)), holder_(holder), plan_(std::move(plan)) {
-  stdin_.path = plan_.paths.stdin_path;
-  stdout_.path = plan_.paths.stdout_path;
-  stderr_.path = plan_.terminal ? std::string() : plan_.paths.stderr_path;
-  if (plan_.terminal) {
-    console_path_ = plan_.console_dir + "/" + console_name(plan_.container, plan_.exec);
-  }
+Stdio::Stdio(TaskGroup& group, asio::any_io_executor executor, os::FdHolder& holder,
+             const StdioPlan& plan)
+    : group_(group),
+      executor_(std::move(executor)),
+      holder_(holder),
+      prefix_(fmt::format("io/{}/{}/", plan.container, plan.exec.empty() ? "-" : plan.exec)),
+      connected_(plan.connected),
+      terminal_(plan.terminal) {
+  if (terminal_) console_path_ = plan.console_dir + "/" + console_name(plan.container, plan.exec);
 }
 
 Stdio::~Stdio() = default;
 
 Result<std::shared_ptr<Stdio>> Stdio::open(TaskGroup& group, asio::any_io_executor executor,
-                                           os::FdHolder& holder, StdioPlan plan) {
-  std::shared_ptr<Stdio> stdio(new Stdio(group, std::move(executor), holder, std::move(plan)));
-  if (Result<> opened = stdio->open_all(); !opened) {
+                                           os::FdHolder& holder, const StdioPlan& plan) {
+  std::shared_ptr<Stdio> stdio(new Stdio(group, std::move(executor), holder, plan));
+  if (Result<> opened = stdio->open_all(plan); !opened) {
     stdio->close();
     return fail(std::move(opened).error());
   }
@@ -53,75 +64,79 @@ Result<std::shared_ptr<Stdio>> Stdio::open(TaskGroup& group, asio::any_io_execut
 }
 
 std::shared_ptr<Stdio> Stdio::recover(TaskGroup& group, asio::any_io_executor executor,
-                                      os::FdHolder& holder, StdioPlan plan, bool reopen) {
-  std::shared_ptr<Stdio> stdio(new Stdio(group, std::move(executor), holder, std::move(plan)));
-  stdio->recover_all(reopen);
+                                      os::FdHolder& holder, const StdioPlan& plan, bool reopen) {
+  std::shared_ptr<Stdio> stdio(new Stdio(group, std::move(executor), holder, plan));
+  stdio->recover_all(plan, reopen);
   return stdio;
 }
 
-std::string Stdio::held_name(std::string_view what) const {
-  return fmt::format("io/{}/{}/{}", plan_.container, plan_.exec.empty() ? "-" : plan_.exec, what);
-}
-
 Result<> Stdio::hold(std::string_view what, int fd) {
-  Result<> held = holder_.hold(held_name(what), fd);
+  Result<> held = holder_.hold(prefix_ + std::string(what), fd);
   if (!held) return fail(std::move(held).error().context("keep {}", what));
-  held_.emplace(what);
+  held_.set(index_of(what));
   return {};
 }
 
 void Stdio::take(std::string_view what, UniqueFd& fd) {
-  Result<UniqueFd> held = holder_.get(held_name(what));
+  Result<UniqueFd> held = holder_.get(prefix_ + std::string(what));
   if (!held) return;
   fd = std::move(*held);
-  held_.emplace(what);
+  held_.set(index_of(what));
 }
 
 void Stdio::drop(std::string_view what) {
-  const auto found = held_.find(what);
-  if (found == held_.end()) return;
-  held_.erase(found);
-  holder_.drop(held_name(what));
+  if (!held_.test(index_of(what))) return;
+  held_.reset(index_of(what));
+  holder_.drop(prefix_ + std::string(what));
 }
 
-Result<> Stdio::open_all() {
-  CHECK_OK(open_output(stdout_));
-  CHECK_OK(open_output(stderr_));
-  CHECK_OK(open_input());
-  return plan_.terminal ? open_terminal() : Result<>();
+// A terminal has one output for both.
+const std::string& Stdio::path_of(const StdioPlan& plan, const Output& output) const {
+  static const std::string kNone;
+  if (&output == &stdout_) return plan.paths.stdout_path;
+  return terminal_ ? kNone : plan.paths.stderr_path;
 }
 
-Result<> Stdio::open_output(Output& output) {
-  if (output.path.empty()) return {};
+Result<> Stdio::open_all(const StdioPlan& plan) {
+  CHECK_OK(open_output(plan, stdout_));
+  CHECK_OK(open_output(plan, stderr_));
+  CHECK_OK(open_input(plan));
+  return terminal_ ? open_terminal() : Result<>();
+}
+
+Result<> Stdio::open_output(const StdioPlan& plan, Output& output) {
+  const std::string& path = path_of(plan, output);
+  if (path.empty()) return {};
   const std::string name = output.name;
-  TRY(os::OutputFifo fifo, os::open_output_fifo(output.path));
+  TRY(os::OutputFifo fifo, os::open_output_fifo(path));
   output.reader = std::move(fifo.reader);
   output.writer = std::move(fifo.writer);
-  CHECK_OK(give_away(output.writer.get(), plan_.uid, plan_.gid, output.path));
-  CHECK_OK(os::set_selinux_label(output.writer.get(), plan_.label));
+  CHECK_OK(give_away(output.writer.get(), plan.uid, plan.gid, path));
+  CHECK_OK(os::set_selinux_label(output.writer.get(), plan.label));
   CHECK_OK(hold(name + ".r", output.reader.get()));
   CHECK_OK(hold(name + ".w", output.writer.get()));
-  if (plan_.terminal) return {};
-  if (!plan_.pump) {
+  if (terminal_) return {};
+  if (!plan.pump) {
     output.process_end = std::move(fifo.workload);
     return {};
   }
   TRY(os::OutputPipe pipe, os::make_output_pipe());
-  CHECK_OK(give_away(pipe.workload.get(), plan_.uid, plan_.gid, "pipe"));
+  CHECK_OK(give_away(pipe.workload.get(), plan.uid, plan.gid, "pipe"));
   CHECK_OK(hold(name + ".pipe", pipe.reader.get()));
   output.source = std::move(pipe.reader);
   output.process_end = std::move(pipe.workload);
   return {};
 }
 
-Result<> Stdio::open_input() {
-  if (stdin_.path.empty()) return {};
-  TRY(os::InputFifo fifo, os::open_input_fifo(stdin_.path, plan_.terminal));
-  CHECK_OK(give_away(fifo.writer.get(), plan_.uid, plan_.gid, stdin_.path));
-  CHECK_OK(os::set_selinux_label(fifo.writer.get(), plan_.label));
+Result<> Stdio::open_input(const StdioPlan& plan) {
+  const std::string& path = plan.paths.stdin_path;
+  if (path.empty()) return {};
+  TRY(os::InputFifo fifo, os::open_input_fifo(path, terminal_));
+  CHECK_OK(give_away(fifo.writer.get(), plan.uid, plan.gid, path));
+  CHECK_OK(os::set_selinux_label(fifo.writer.get(), plan.label));
   stdin_.writer = std::move(fifo.writer);
   CHECK_OK(hold("stdin.w", stdin_.writer.get()));
-  if (!plan_.terminal) {
+  if (!terminal_) {
     stdin_.process_end = std::move(fifo.reader);
     return {};
   }
@@ -134,15 +149,15 @@ Result<> Stdio::open_terminal() {
   return hold("console", console_.get());
 }
 
-void Stdio::recover_all(bool reopen) {
+void Stdio::recover_all(const StdioPlan& plan, bool reopen) {
   for (Output* output : {&stdout_, &stderr_}) {
     const std::string name = output->name;
     take(name + ".r", output->reader);
     take(name + ".w", output->writer);
     take(name + ".pipe", output->source);
-    if (!reopen || output->path.empty() || output->reader) continue;
-    if (Result<> opened = open_output(*output); !opened) {
-      log::warning({"", plan_.container}, "recovery of {}: {}", name, opened.error().message);
+    if (!reopen || path_of(plan, *output).empty() || output->reader) continue;
+    if (Result<> opened = open_output(plan, *output); !opened) {
+      log::warning({"", plan.container}, "recovery of {}: {}", name, opened.error().message);
     }
     // The process has its own end; one that had a pipe has lost it.
     output->process_end.reset();
@@ -162,7 +177,7 @@ void Stdio::drop_process_ends() {
 Result<> Stdio::begin() {
   if (begun_) return {};
   drop_process_ends();
-  if (plan_.terminal) {
+  if (terminal_) {
     if (!master_) CHECK_OK(fetch_terminal());
     TRY(stdout_.source, os::duplicate(master_.get()));
     if (!stdout_.writer) {
@@ -275,7 +290,7 @@ void Stdio::cut_pumps() {
 
 void Stdio::finish(Output& output) {
   output.finished = true;
-  if (!ended_ || !output.writer || output.awaiting || !plan_.connected()) return;
+  if (!ended_ || !output.writer || output.awaiting || !connected_()) return;
   // Only with ours gone one sees whether there is another; what is unread stays in the FIFO.
   output.reader.reset();
   drop(std::string(output.name) + ".r");
@@ -336,14 +351,14 @@ Task<> Stdio::read_within(std::shared_ptr<Stdio> self, std::chrono::nanoseconds 
 void Stdio::close() {
   if (closed_.is_set()) return;
   if (console_ && !console_path_.empty()) ::unlink(console_path_.c_str());
-  while (!held_.empty()) drop(std::string(*held_.begin()));
+  for (const std::string_view what : kHeldNames) drop(what);
   forsake();
 }
 
 void Stdio::forsake() {
   if (closed_.is_set()) return;
   closed_.set();
-  held_.clear();
+  held_.reset();
   cut_pumps();
   drop_process_ends();
   for (Output* output : {&stdout_, &stderr_}) {

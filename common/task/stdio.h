@@ -2,12 +2,12 @@
 
 #include <sys/types.h>
 
+#include <bitset>
 #include <boost/asio/any_io_executor.hpp>
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <set>
 #include <string>
 
 #include "async/task_group.h"
@@ -68,11 +68,11 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
 
   /// Opens the streams; an empty path is /dev/null. Never blocks. A failure leaves nothing held.
   static Result<std::shared_ptr<Stdio>> open(TaskGroup& group, asio::any_io_executor executor,
-                                             os::FdHolder& holder, StdioPlan plan);
+                                             os::FdHolder& holder, const StdioPlan& plan);
   /// Takes over what an earlier daemon left in the holder. With `reopen` a FIFO of which nothing is
   /// held is opened anew; a pipe or terminal that is not held is lost.
   static std::shared_ptr<Stdio> recover(TaskGroup& group, asio::any_io_executor executor,
-                                        os::FdHolder& holder, StdioPlan plan, bool reopen);
+                                        os::FdHolder& holder, const StdioPlan& plan, bool reopen);
   ~Stdio();
 
   // For the driver, until drop_process_ends(). -1 where the stream is /dev/null or a terminal.
@@ -88,7 +88,7 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
   Result<> begin();
   /// kFailedPrecondition without a terminal.
   Result<> resize(std::uint16_t width, std::uint16_t height) const;
-  bool terminal() const { return plan_.terminal; }
+  bool terminal() const { return terminal_; }
   void close_stdin();
   /// The process has ended (`since` ago, after a recovery). Call before anybody is told of it.
   void process_ended(std::chrono::nanoseconds since = {});
@@ -106,7 +106,6 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
  private:
   struct Output {
     const char* name;
-    std::string path;
     UniqueFd reader;
     /// Moved into the pump while that runs.
     UniqueFd writer;
@@ -119,24 +118,24 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
     bool awaiting = false;
   };
   struct Input {
-    std::string path;
     UniqueFd writer;
     UniqueFd reader;
     UniqueFd process_end;
     std::shared_ptr<os::Pump> pump;
   };
 
-  Stdio(TaskGroup& group, asio::any_io_executor executor, os::FdHolder& holder, StdioPlan plan);
+  Stdio(TaskGroup& group, asio::any_io_executor executor, os::FdHolder& holder,
+        const StdioPlan& plan);
 
-  std::string held_name(std::string_view what) const;
   Result<> hold(std::string_view what, int fd);
   void take(std::string_view what, UniqueFd& fd);
   void drop(std::string_view what);
-  Result<> open_all();
-  Result<> open_output(Output& output);
-  Result<> open_input();
+  const std::string& path_of(const StdioPlan& plan, const Output& output) const;
+  Result<> open_all(const StdioPlan& plan);
+  Result<> open_output(const StdioPlan& plan, Output& output);
+  Result<> open_input(const StdioPlan& plan);
   Result<> open_terminal();
-  void recover_all(bool reopen);
+  void recover_all(const StdioPlan& plan, bool reopen);
   Result<> fetch_terminal();
   Result<> start_output(Output& output);
   Result<> start_terminal_input();
@@ -152,11 +151,14 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
   TaskGroup& group_;
   asio::any_io_executor executor_;
   os::FdHolder& holder_;
-  StdioPlan plan_;
+  /// Of the names in the holder: "io/<container>/<exec or ->/".
+  std::string prefix_;
+  std::function<bool()> connected_;
+  bool terminal_;
   /// What the holder has of ours: a drop costs a round trip.
-  std::set<std::string, std::less<>> held_;
-  Output stdout_{"stdout", {}, {}, {}, {}, {}, {}};
-  Output stderr_{"stderr", {}, {}, {}, {}, {}, {}};
+  std::bitset<10> held_;
+  Output stdout_{"stdout", {}, {}, {}, {}, {}};
+  Output stderr_{"stderr", {}, {}, {}, {}, {}};
   Input stdin_;
   std::string console_path_;
   UniqueFd console_;

@@ -91,20 +91,21 @@ void TaskService::serve_on(ttrpc::Server& server) {
   const std::string service = "containerd.task.v3.Task";
   const auto add = [&]<typename Req, typename Resp>(
                        const char* method,
-                       Task<Result<Resp>> (TaskService::*handler)(Req, ttrpc::CallContext),
-                       ttrpc::AtStop at_stop = ttrpc::AtStop::kFinish) {
-    server.add<Req, Resp>(
-        service, method,
-        [this, handler](Req request, ttrpc::CallContext context) {
-          if (context.notes) note_call(request, *context.notes);
-          return (this->*handler)(std::move(request), std::move(context));
-        },
-        at_stop);
+                       Task<Result<Resp>> (TaskService::*handler)(Req, ttrpc::CallContext)) {
+    server.add<Req, Resp>(service, method,
+                          [this, handler](Req request, ttrpc::CallContext context) {
+                            if (context.notes) note_call(request, *context.notes);
+                            return (this->*handler)(std::move(request), std::move(context));
+                          });
   };
   add("Create", &TaskService::create);
   add("Start", &TaskService::start);
   add("State", &TaskService::state);
-  add("Wait", &TaskService::wait, ttrpc::AtStop::kCut);
+  server.add_wait<api::WaitRequest, api::WaitResponse>(
+      service, "Wait", [this](api::WaitRequest request, ttrpc::CallContext context) {
+        if (context.notes) note_call(request, *context.notes);
+        return wait(std::move(request), std::move(context));
+      });
   add("Kill", &TaskService::kill);
   add("Delete", &TaskService::remove);
   add("Connect", &TaskService::connect);
@@ -176,7 +177,7 @@ StdioPlan TaskService::stdio_plan(const ContainerPtr& container, const Process& 
 
 Result<> TaskService::open_streams(const ContainerPtr& container, Process& process) {
   StdioPlan plan = stdio_plan(container, process);
-  TRY(process.stdio, Stdio::open(watchers_, executor_, holder_, std::move(plan)));
+  TRY(process.stdio, Stdio::open(watchers_, executor_, holder_, plan));
   if (process.former) process.former->forsake();
   process.former.reset();
   return {};
@@ -310,8 +311,8 @@ Task<Result<api::CreateTaskResponse>> TaskService::create(api::CreateTaskRequest
   event.mutable_io()->set_terminal(container->terminal);
   event.set_pid(pid);
   publish("/tasks/create", event);
-  watchers_.spawn(watch(container));
-  watchers_.spawn(watch_oom(container));
+  watch({container, container});
+  watch_oom(container);
   co_return created(*container);
 }
 
@@ -450,9 +451,21 @@ Task<Result<api::StartResponse>> TaskService::start_init(ContainerPtr container,
   co_return response;
 }
 
-// Ends with the container's init. The container's mutex puts the end behind a Start that is still
-// under way, so that nobody sees the exit before the start.
-Task<> TaskService::watch(ContainerPtr container) {
+// Until then it costs no coroutine.
+void TaskService::watch(const Target& target) {
+  const bool init = target.process == target.container;
+  driver_.on_exit(executor_, ref_of(*target.container, *target.process),
+                  [this, init, container = std::weak_ptr(target.container),
+                   process = std::weak_ptr(target.process)] {
+                    Target ended{container.lock(), process.lock()};
+                    if (ended_ || !ended.container || !ended.process) return;
+                    watchers_.spawn(init ? end(ended.container) : end_exec(ended));
+                  });
+}
+
+// Of the container's init. The container's mutex puts the end behind a Start that is still under
+// way, so that nobody sees the exit before the start.
+Task<> TaskService::end(ContainerPtr container) {
   const os::ExitStatus status = co_await driver_.wait_exit(init_of(*container));
   if (ended_) co_return;
   container->end = status;

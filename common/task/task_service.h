@@ -78,7 +78,8 @@ class TaskService {
                                                ttrpc::CallContext context);
   Task<Result<api::StartResponse>> start(api::StartRequest request, ttrpc::CallContext context);
   Task<Result<api::StateResponse>> state(api::StateRequest request, ttrpc::CallContext context);
-  Task<Result<api::WaitResponse>> wait(api::WaitRequest request, ttrpc::CallContext context);
+  Result<ttrpc::Awaited<api::WaitResponse>> wait(api::WaitRequest request,
+                                                 ttrpc::CallContext context);
   /// wait() for a caller that is not containerd: its connection does not count as containerd's, and
   /// it reads the output of the process now, if at all (T22).
   Task<Result<api::WaitResponse>> await_exit(std::string id, std::string exec_id,
@@ -169,7 +170,7 @@ class TaskService {
   static Result<> check_wanted(const Container& container, const ttrpc::CallContext& context);
   static ExecPlan exec_plan(const Container& container, const Process& exec);
 
-  static Task<Result<api::WaitResponse>> end_of(Target target, std::shared_ptr<ttrpc::Peer> peer);
+  static Result<api::WaitResponse> end_of(const Target& target);
 
   // The container and its init.
   Task<Result<>> make(ContainerPtr container,
@@ -179,7 +180,8 @@ class TaskService {
   Task<Result<api::StartResponse>> start_init(ContainerPtr container, bool redelivered);
   api::CreateTaskResponse created(const Container& container) const;
   api::StartResponse started(const Container& container, const Process& process) const;
-  Task<> watch(ContainerPtr container);
+  void watch(const Target& target);
+  Task<> end(ContainerPtr container);
   Task<> settle_exit(ContainerPtr container, os::ExitStatus status);
   Task<Result<>> take_away(ContainerPtr container);
   Task<Result<>> end_and_take_away(ContainerPtr container);
@@ -192,7 +194,7 @@ class TaskService {
   Task<Result<>> thaw_to_die(ContainerPtr container);
   bool tell_oom(const ContainerPtr& container);
   Task<> tell_oom_of_the_end(ContainerPtr container);
-  Task<> watch_oom(ContainerPtr container);
+  void watch_oom(const ContainerPtr& container);
 
   // Its execs.
   Result<> add_exec(const ContainerPtr& container, const api::ExecProcessRequest& request);
@@ -201,7 +203,7 @@ class TaskService {
   Task<Result<>> begin_exec(Target target);
   void settle_started(const Target& target);
   void settle_failed_start(const Target& target, const Error& why);
-  Task<> watch_exec(Target target);
+  Task<> end_exec(Target target);
   void settle_exec(const Target& target, os::ExitStatus status);
   Task<Result<api::DeleteResponse>> remove_exec(Target target);
   void bury_exec(const Target& target);

@@ -48,34 +48,35 @@ Task<Result<api::StateResponse>> TaskService::state(api::StateRequest request,
   co_return response;
 }
 
-Task<Result<api::WaitResponse>> TaskService::wait(api::WaitRequest request,
-                                                  ttrpc::CallContext context) {
-  CO_TRY(const Target target, find(request.id(), request.exec_id()));
-  const auto& [container, process] = target;
-  note_peer(*container, context);
-  co_return co_await end_of(target, context.peer);
+Result<ttrpc::Awaited<api::WaitResponse>> TaskService::wait(api::WaitRequest request,
+                                                            ttrpc::CallContext context) {
+  TRY(const Target target, find(request.id(), request.exec_id()));
+  note_peer(*target.container, context);
+  return ttrpc::Awaited<api::WaitResponse>{{&target.process->exited},
+                                           [target] { return end_of(target); }};
 }
 
 Task<Result<api::WaitResponse>> TaskService::await_exit(std::string id, std::string exec_id,
                                                         std::shared_ptr<ttrpc::Peer> peer) {
   CO_TRY(const Target target, find(id, exec_id));
   target.process->own_reader = true;
-  Result<api::WaitResponse> end = co_await end_of(target, peer);
+  std::vector<const Event*> events = {&target.process->exited, &peer->closed_event()};
+  co_await Event::wait_any(std::move(events));
+  if (!target.process->exited.is_set()) {
+    co_return fail(Code::kUnavailable, "the connection is gone");
+  }
+  Result<api::WaitResponse> end = end_of(target);
   if (end && target.process->stdio) target.process->stdio->reader_came();
   co_return end;
 }
 
-Task<Result<api::WaitResponse>> TaskService::end_of(Target target,
-                                                    std::shared_ptr<ttrpc::Peer> peer) {
+// One that was deleted before the waiter was asked still has its status.
+Result<api::WaitResponse> TaskService::end_of(const Target& target) {
   const auto& [container, process] = target;
-  std::vector<const Event*> events = {&process->exited, &peer->closed_event()};
-  co_await Event::wait_any(std::move(events));
-  if (!process->exited.is_set()) co_return fail(Code::kUnavailable, "the connection is gone");
-  // One that was deleted before the waiter ran still has its status.
-  if (process->gone && !has_stopped(*process)) co_return fail(not_there(*container, *process));
+  if (process->gone && !has_stopped(*process)) return fail(not_there(*container, *process));
   api::WaitResponse response;
   fill_exit(response, *process);
-  co_return response;
+  return response;
 }
 
 Task<Result<Empty>> TaskService::kill(api::KillRequest request, ttrpc::CallContext context) {

@@ -160,7 +160,7 @@ void TaskService::settle_started(const Target& target) {
   event.set_exec_id(exec->exec);
   event.set_pid(static_cast<std::uint32_t>(driver_.host_pid(ref_of(*container, *exec))));
   publish("/tasks/exec-started", event);
-  watchers_.spawn(watch_exec(target));
+  watch(target);
 }
 
 void TaskService::settle_failed_start(const Target& target, const Error& why) {
@@ -178,7 +178,7 @@ void TaskService::settle_failed_start(const Target& target, const Error& why) {
 }
 
 // The exec's mutex puts the end behind a Start that is still under way.
-Task<> TaskService::watch_exec(Target target) {
+Task<> TaskService::end_exec(Target target) {
   const auto& [container, exec] = target;
   const os::ExitStatus status = co_await driver_.wait_exit(ref_of(*container, *exec));
   if (ended_) co_return;
@@ -266,8 +266,7 @@ Task<> TaskService::drop_execs(ContainerPtr container) {
     if (target.process->gone) continue;
     if (!target.process->stdio) {
       StdioPlan streams = stdio_plan(container, *target.process);
-      target.process->stdio =
-          Stdio::recover(watchers_, executor_, holder_, std::move(streams), false);
+      target.process->stdio = Stdio::recover(watchers_, executor_, holder_, streams, false);
     }
     bury_exec(target);
   }
@@ -278,7 +277,7 @@ Task<> TaskService::recover_exec(Target target,
   const auto& [container, exec] = target;
   if (exec->phase == Phase::kCreated) co_return;
   StdioPlan streams = stdio_plan(container, *exec);
-  exec->stdio = Stdio::recover(watchers_, executor_, holder_, std::move(streams), false);
+  exec->stdio = Stdio::recover(watchers_, executor_, holder_, streams, false);
   if (exec->phase == Phase::kStarting) {
     // In the background: the OCI runtime may take its time.
     watchers_.spawn(resume_start(target));
@@ -298,7 +297,7 @@ Task<> TaskService::recover_exec(Target target,
     co_return;
   }
   if (alive) {
-    watchers_.spawn(watch_exec(target));
+    watch(target);
     co_return;
   }
   const os::ExitStatus unknown{255, std::chrono::system_clock::now(), false};

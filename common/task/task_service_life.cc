@@ -98,7 +98,7 @@ Task<> TaskService::recover(std::string dir,
   }
   const bool lives = container->phase == Phase::kCreated || container->phase == Phase::kRunning;
   StdioPlan streams = stdio_plan(container, *container);
-  container->stdio = Stdio::recover(watchers_, executor_, holder_, std::move(streams), lives);
+  container->stdio = Stdio::recover(watchers_, executor_, holder_, streams, lives);
   if (container->phase == Phase::kCreating || container->phase == Phase::kDeleting) {
     log::info({container->sandbox_id, container->id}, "was half {} when the sandboxer died",
               container->phase == Phase::kCreating ? "created: undone" : "deleted: finished");
@@ -147,8 +147,8 @@ Task<> TaskService::recover_init(ContainerPtr container, bool alive) {
     if (container->phase == Phase::kRunning && driver_.frozen(container->id)) {
       container->phase = Phase::kPaused;
     }
-    watchers_.spawn(watch(container));
-    watchers_.spawn(watch_oom(container));
+    watch({container, container});
+    watch_oom(container);
     co_return;
   }
   const os::ExitStatus unknown{255, std::chrono::system_clock::now(), false};

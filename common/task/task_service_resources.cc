@@ -199,15 +199,16 @@ Task<> TaskService::tell_oom_of_the_end(ContainerPtr container) {
   }
 }
 
-// Children of an init that lives on may be killed, too. Ends with the container.
-Task<> TaskService::watch_oom(ContainerPtr container) {
-  if (tell_oom(container)) save(*container);
-  for (;;) {
-    // Not in a while's condition: g++ 12.2 makes a trap of that.
-    const bool changed = co_await driver_.wait_oom(container->id);
-    if (!changed || ended_ || container->gone || has_stopped(*container)) co_return;
-    if (tell_oom(container)) save(*container);
-  }
+// Children of an init that lives on may be killed, too.
+void TaskService::watch_oom(const ContainerPtr& container) {
+  const auto look = [this, weak = std::weak_ptr(container)] {
+    const ContainerPtr watched = weak.lock();
+    if (!watched || ended_ || watched->gone || has_stopped(*watched)) return;
+    if (tell_oom(watched)) save(*watched);
+  };
+  driver_.on_oom(executor_, container->id, look);
+  // What happened before.
+  look();
 }
 
 }  // namespace kuasar::task

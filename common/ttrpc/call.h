@@ -81,6 +81,14 @@ struct CallContext {
   }
 };
 
+/// What a method answers later that waits, perhaps for days, for something to happen: `answer` is
+/// asked once one of the events is set or destroyed. Nothing else of the call is kept meanwhile.
+template <class T>
+struct Awaited {
+  std::vector<const Event*> events;
+  std::function<Result<T>()> answer;
+};
+
 /// Parses the payload of a request or response; kInvalidArgument names the message type.
 Result<> parse_payload(const std::string& payload, google::protobuf::MessageLite& message);
 /// The bytes of a message; kResourceExhausted when they cannot fit a frame.

@@ -49,12 +49,12 @@ Error lost(std::string_view why) {
 
 }  // namespace
 
-Connection::Connection(Protocol::socket socket, std::unique_ptr<Journal> journal)
-    : socket_(std::move(socket)), journal_(std::move(journal)), stall_(socket_.get_executor()) {
+Connection::Connection(Socket socket, std::unique_ptr<Journal> journal)
+    : socket_(std::move(socket)), journal_(std::move(journal)) {
   if (journal_) journalled_ = journal_->last_stream();
 }
 
-Result<std::shared_ptr<Connection>> Connection::adopt(asio::any_io_executor executor,
+Result<std::shared_ptr<Connection>> Connection::adopt(const asio::any_io_executor& executor,
                                                       UniqueFd socket,
                                                       std::unique_ptr<Journal> journal) {
   if (socket_option(socket.get(), SO_DOMAIN) != AF_UNIX ||
@@ -62,7 +62,7 @@ Result<std::shared_ptr<Connection>> Connection::adopt(asio::any_io_executor exec
     return fail(Code::kInvalidArgument, "a ttrpc connection must be an AF_UNIX stream socket");
   }
   if (journal && !rewind_peek(socket.get())) return fail_errno("setsockopt", "SO_PEEK_OFF");
-  Protocol::socket wrapped(executor);
+  Socket wrapped(io_executor(executor));
   boost::system::error_code ec;
   wrapped.assign(Protocol(AF_UNIX, 0), socket.get(), ec);
   if (ec) return fail(asio_error(ec, "watch", "a ttrpc connection"));
@@ -102,7 +102,7 @@ void Connection::end(Error why) {
   closed_ = true;
   boost::system::error_code ec;
   socket_.close(ec);
-  stall_.cancel();
+  stall_.reset();
   output_.clear();
   queued_ = 0;
   if (const auto user = user_.lock()) user->on_closed(why);
@@ -122,7 +122,7 @@ void Connection::read_more() {
 
 void Connection::on_read(const boost::system::error_code& ec, std::size_t size) {
   if (closed_ || paused_) return;
-  stall_.cancel();
+  stall_.reset();
   // A stall was noticed while the receive was under way: what it peeked is read again, plainly.
   if (ec == asio::error::operation_aborted || peeks_ != peeking()) return read_more();
   if (ec == asio::error::eof) {
@@ -220,8 +220,8 @@ void Connection::read_plainly() {
 }
 
 void Connection::watch_for_stall() {
-  stall_.expires_after(kStallTime);
-  stall_.async_wait([weak = weak_from_this()](const boost::system::error_code& ec) {
+  stall_ = std::make_unique<IoTimer>(socket_.get_executor(), kStallTime);
+  stall_->async_wait([weak = weak_from_this()](const boost::system::error_code& ec) {
     const auto self = weak.lock();
     if (ec || !self || self->closed_ || self->paused_ || !self->peeking()) return;
     if (!self->reader_.partial()) return;
@@ -274,7 +274,7 @@ void Connection::flush() {
 
 void Connection::wait_until_writable() {
   waiting_for_room_ = true;
-  socket_.async_wait(Protocol::socket::wait_write,
+  socket_.async_wait(Socket::wait_write,
                      [self = shared_from_this()](const boost::system::error_code&) {
                        // Also after stop_reading() has cancelled the wait.
                        self->waiting_for_room_ = false;

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/basic_stream_socket.hpp>
 #include <boost/asio/generic/stream_protocol.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <cstddef>
@@ -47,7 +48,8 @@ class ConnectionUser {
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   /// Takes a connected AF_UNIX stream socket. `journal` may be null.
-  static Result<std::shared_ptr<Connection>> adopt(asio::any_io_executor executor, UniqueFd socket,
+  static Result<std::shared_ptr<Connection>> adopt(const asio::any_io_executor& executor,
+                                                   UniqueFd socket,
                                                    std::unique_ptr<Journal> journal);
 
   /// Whom to tell of what happens before start().
@@ -62,7 +64,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Closes our end only: what the journal holds is for a later process, if there is a journal.
   void let_go();
 
-  asio::any_io_executor get_executor() { return socket_.get_executor(); }
+  IoExecutor get_executor() { return socket_.get_executor(); }
   bool closed() const { return closed_; }
   bool flushed() const { return output_.empty(); }
   Journal* journal() { return journal_.get(); }
@@ -74,7 +76,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     std::size_t sent = 0;
   };
 
-  Connection(asio::generic::stream_protocol::socket socket, std::unique_ptr<Journal> journal);
+  using Socket = asio::basic_stream_socket<asio::generic::stream_protocol, IoExecutor>;
+
+  Connection(Socket socket, std::unique_ptr<Journal> journal);
 
   void end(Error why);
   bool peeking() const { return journal_ != nullptr && !plain_; }
@@ -91,7 +95,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void flush();
   void wait_until_writable();
 
-  asio::generic::stream_protocol::socket socket_;
+  Socket socket_;
   std::unique_ptr<Journal> journal_;
   std::weak_ptr<ConnectionUser> user_;
   bool closed_ = false;
@@ -108,7 +112,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool plain_ = false;
   /// Requests up to here were journalled by an earlier process.
   std::uint32_t journalled_ = 0;
-  asio::steady_timer stall_;
+  /// Only while a frame is awaited whole.
+  std::unique_ptr<IoTimer> stall_;
 
   /// A list: an empty deque has 600 bytes.
   std::list<Output> output_;

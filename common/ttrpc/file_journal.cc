@@ -93,13 +93,13 @@ std::string encode_entry(std::uint32_t stream, std::string_view frame, std::uint
 
 }  // namespace
 
-FileJournal::FileJournal(std::filesystem::path path, UniqueFd fd)
+FileJournal::FileJournal(std::string path, UniqueFd fd)
     : path_(std::move(path)), fd_(std::move(fd)) {}
 
-Result<std::unique_ptr<FileJournal>> FileJournal::open(const std::filesystem::path& path,
+Result<std::unique_ptr<FileJournal>> FileJournal::open(const std::string& path,
                                                        std::function<void()> at_discard) {
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!fd) return fail_errno("open", path.native());
+  if (!fd) return fail_errno("open", path);
   std::unique_ptr<FileJournal> journal(new FileJournal(path, std::move(fd)));
   CHECK_OK(journal->read_back());
   journal->at_discard_ = std::move(at_discard);
@@ -118,8 +118,8 @@ Result<> FileJournal::read_back() {
   FileHeader header;
   if (content.size() < sizeof header ||
       std::memcmp(content.data(), kMagic.data(), kMagic.size()) != 0) {
-    return fail(Code::kFailedPrecondition, "{} is no journal of this version ({} bytes)",
-                path_.native(), content.size());
+    return fail(Code::kFailedPrecondition, "{} is no journal of this version ({} bytes)", path_,
+                content.size());
   }
   std::memcpy(&header, content.data(), sizeof header);
   last_stream_ = header.last_stream;
@@ -151,9 +151,9 @@ Result<> FileJournal::read_entries(std::string_view content) {
   log::warning({},
                "{}: the last {} bytes are half an entry and are ignored: its request is still "
                "in the connection",
-               path_.native(), content.size() - offset);
+               path_, content.size() - offset);
   if (::ftruncate(fd_.get(), static_cast<off_t>(offset)) != 0) {
-    return fail_errno("truncate", path_.native());
+    return fail_errno("truncate", path_);
   }
   return {};
 }
@@ -180,7 +180,7 @@ Result<> FileJournal::append(std::uint32_t stream, std::string_view frame) {
       log::warning({},
                    "{}: {}; calls are served, but those under way would be lost with this "
                    "daemon: free some space there",
-                   path_.native(), written.error().message);
+                   path_, written.error().message);
     }
     return {};
   }
@@ -196,7 +196,7 @@ void FileJournal::set_state(std::uint32_t stream, std::uint32_t state) {
   const auto found = live_.find(stream);
   if (found == live_.end()) return;
   if (Result<> written = write_at(fd_.get(), bytes_of(state), found->second.offset); !written) {
-    log::error({}, "{}: {}", path_.native(), written.error().message);
+    log::error({}, "{}: {}", path_, written.error().message);
   }
 }
 
@@ -246,7 +246,7 @@ void FileJournal::rewrite() {
   UniqueFd fd(::open(path_.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC));
   // The name must lead to the file that is written on: without a descriptor nothing would be.
   if (!fd) {
-    log::error({}, "{}", Error::from_errno("open", path_.native()).message);
+    log::error({}, "{}", Error::from_errno("open", path_).message);
     return;
   }
   fd_ = std::move(fd);
@@ -258,7 +258,7 @@ void FileJournal::set_torn(Direction direction, bool torn) {
   const std::uint32_t bit = direction == Direction::kInput ? 1U : 2U;
   torn_ = torn ? torn_ | bit : torn_ & ~bit;
   if (Result<> written = write_header(); !written) {
-    log::error({}, "{}: {}", path_.native(), written.error().message);
+    log::error({}, "{}: {}", path_, written.error().message);
   }
 }
 
@@ -280,7 +280,7 @@ std::vector<Journal::Entry> FileJournal::unanswered() {
 
 void FileJournal::discard() {
   if (::unlink(path_.c_str()) != 0 && errno != ENOENT) {
-    log::warning({}, "{}", Error::from_errno("remove", path_.native()).message);
+    log::warning({}, "{}", Error::from_errno("remove", path_).message);
   }
   if (at_discard_) at_discard_();
 }

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -29,7 +28,7 @@ class FileJournal : public Journal {
   /// Opens or makes the file (0600). Content that no journal of this version has is
   /// kFailedPrecondition, in words: the connection cannot be continued.
   /// `at_discard` is called when the connection has ended for good.
-  static Result<std::unique_ptr<FileJournal>> open(const std::filesystem::path& path,
+  static Result<std::unique_ptr<FileJournal>> open(const std::string& path,
                                                    std::function<void()> at_discard = {});
 
   Result<> append(std::uint32_t stream, std::string_view frame) override;
@@ -52,7 +51,7 @@ class FileJournal : public Journal {
     bool applied = false;
   };
 
-  FileJournal(std::filesystem::path path, UniqueFd fd);
+  FileJournal(std::string path, UniqueFd fd);
   Result<> read_back();
   Result<> read_entries(std::string_view content);
   Result<> write_header();
@@ -60,7 +59,7 @@ class FileJournal : public Journal {
   void shrink();
   void rewrite();
 
-  std::filesystem::path path_;
+  std::string path_;
   UniqueFd fd_;
   std::function<void()> at_discard_;
   std::uint64_t size_ = 0;

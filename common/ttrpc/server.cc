@@ -63,10 +63,10 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   explicit Core(asio::any_io_executor executor)
       : executor_(std::move(executor)), calls_(executor_) {}
 
-  void add(std::string service, std::string method, RawHandler handler, AtStop at_stop) {
+  void add(std::string service, std::string method, RawHandler handler, RawWaitHandler waits) {
     std::string short_name = service.substr(service.rfind('.') + 1);
     auto known = std::make_shared<const Method>(
-        Method{std::move(short_name), method, std::move(handler), at_stop});
+        Method{std::move(short_name), method, std::move(handler), std::move(waits)});
     methods_[std::move(service)][std::move(method)] = std::move(known);
   }
 
@@ -219,15 +219,18 @@ Server::~Server() {
   core_->let_go_of_all();
 }
 
-void Server::add_raw(std::string service, std::string method, RawHandler handler, AtStop at_stop) {
-  core_->add(std::move(service), std::move(method), std::move(handler), at_stop);
+void Server::add_raw(std::string service, std::string method, RawHandler handler) {
+  core_->add(std::move(service), std::move(method), std::move(handler), nullptr);
+}
+
+void Server::add_raw_wait(std::string service, std::string method, RawWaitHandler handler) {
+  core_->add(std::move(service), std::move(method), nullptr, std::move(handler));
 }
 
 void Server::add_unimplemented(std::string service, std::string method, std::string words) {
-  core_->add(
+  add_raw(
       std::move(service), std::move(method),
-      [words = std::move(words)](std::string, CallContext) { return Session::refuse_call(words); },
-      AtStop::kFinish);
+      [words = std::move(words)](std::string, CallContext) { return Session::refuse_call(words); });
 }
 
 void Server::observe(CallObserver observer) {

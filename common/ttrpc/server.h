@@ -24,10 +24,6 @@ inline constexpr std::size_t kMaxUnanswered = 256;
 /// Handlers of one connection that may run, those whose deadline has passed included.
 inline constexpr std::size_t kMaxRunning = 1024;
 
-/// What Server::stop() does about running calls of a method: waits for them within its grace, or
-/// does not (a wait for a process's exit would use up the grace for nothing).
-enum class AtStop { kFinish, kCut };
-
 /// The number that the kernel gives to a socket and to no other one until the next boot; all
 /// descriptors of a socket have it (SO_COOKIE, Linux 4.12).
 Result<std::uint64_t> connection_id(int socket);
@@ -45,8 +41,11 @@ class Server {
  public:
   /// Takes a request payload, returns a response payload.
   using RawHandler = std::function<Task<Result<std::string>>(std::string, CallContext)>;
+  using RawWaitHandler = std::function<Result<Awaited<std::string>>(std::string, CallContext)>;
   template <class Req, class Resp>
   using Handler = std::function<Task<Result<Resp>>(Req, CallContext)>;
+  template <class Req, class Resp>
+  using WaitHandler = std::function<Result<Awaited<Resp>>(Req, CallContext)>;
 
   explicit Server(asio::any_io_executor executor);
   ~Server();
@@ -56,20 +55,30 @@ class Server {
   /// Registers a method; `service` is the full proto name, `method` the bare one. The handler
   /// object is kept alive while a call of it runs. Call before serve() or adopt().
   template <class Req, class Resp>
-  void add(std::string service, std::string method, Handler<Req, Resp> handler,
-           AtStop at_stop = AtStop::kFinish) {
+  void add(std::string service, std::string method, Handler<Req, Resp> handler) {
     auto shared = std::make_shared<const Handler<Req, Resp>>(std::move(handler));
-    add_raw(
-        std::move(service), std::move(method),
-        [shared](std::string payload, CallContext context) {
-          return run_typed<Req, Resp>(shared, std::move(payload), std::move(context));
-        },
-        at_stop);
+    add_raw(std::move(service), std::move(method),
+            [shared](std::string payload, CallContext context) {
+              return run_typed<Req, Resp>(shared, std::move(payload), std::move(context));
+            });
+  }
+  /// A method that waits for an event. stop() does not wait for it: that would use up the grace for
+  /// nothing. A connection that ends ends its calls, which are not asked for their answer then.
+  template <class Req, class Resp>
+  void add_wait(std::string service, std::string method, WaitHandler<Req, Resp> handler) {
+    add_raw_wait(std::move(service), std::move(method),
+                 [handler = std::move(handler)](
+                     std::string payload, CallContext context) -> Result<Awaited<std::string>> {
+                   Req request;
+                   CHECK_OK(parse_payload(payload, request));
+                   TRY(Awaited<Resp> awaited, handler(std::move(request), std::move(context)));
+                   return in_bytes(std::move(awaited));
+                 });
   }
   /// A method that is known and refused: UNIMPLEMENTED with these words.
   void add_unimplemented(std::string service, std::string method, std::string words);
-  void add_raw(std::string service, std::string method, RawHandler handler,
-               AtStop at_stop = AtStop::kFinish);
+  void add_raw(std::string service, std::string method, RawHandler handler);
+  void add_raw_wait(std::string service, std::string method, RawWaitHandler handler);
 
   /// Is told of every call whose handler ends from now on.
   void observe(CallObserver observer);
@@ -103,6 +112,15 @@ class Server {
     payload = {};
     CO_TRY(Resp response, co_await (*handler)(std::move(request), std::move(context)));
     co_return serialize_payload(response);
+  }
+
+  template <class Resp>
+  static Awaited<std::string> in_bytes(Awaited<Resp> awaited) {
+    return {std::move(awaited.events),
+            [answer = std::move(awaited.answer)]() -> Result<std::string> {
+              TRY(const Resp response, answer());
+              return serialize_payload(response);
+            }};
   }
 
   std::shared_ptr<Core> core_;

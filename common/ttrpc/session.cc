@@ -1,6 +1,5 @@
 #include "ttrpc/session.h"
 
-#include <boost/asio/steady_timer.hpp>
 #include <utility>
 
 #include "base/failpoint.h"
@@ -30,13 +29,12 @@ std::string encode_refusal(std::uint32_t stream, const Error& why) {
 }  // namespace
 
 struct Session::Call {
-  Call(std::uint32_t id, std::shared_ptr<const Method> what, asio::any_io_executor executor)
-      : stream(id), method(std::move(what)), deadline(std::move(executor)) {}
-
   std::uint32_t stream;
   std::shared_ptr<const Method> method;
+  std::chrono::steady_clock::time_point arrived;
+  std::shared_ptr<const CallNotes> notes;
   bool answered = false;
-  asio::steady_timer deadline;
+  std::unique_ptr<IoTimer> deadline;
 };
 
 Session::Session(std::shared_ptr<SessionHost> host, std::shared_ptr<Connection> connection,
@@ -130,43 +128,65 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
     context.notes->traceparent = context.find("traceparent").value_or("");
   }
 
-  const auto call = std::make_shared<Call>(stream, std::move(*method), connection_->get_executor());
+  const auto call = std::make_shared<Call>(
+      Call{stream, std::move(*method), context.arrived, context.notes, false, nullptr});
   if (context.deadline) watch_deadline(call, *context.deadline);
   ++unanswered_;
   ++running_;
-  if (call->method->at_stop == AtStop::kFinish) ++to_finish_;
-  host_->spawn(
-      run(shared_from_this(), call, std::move(*request.mutable_payload()), std::move(context)));
+  std::string& payload = *request.mutable_payload();
+  if (call->method->wait_handler) return wait(call, std::move(payload), std::move(context));
+  host_->spawn(run(shared_from_this(), call, std::move(payload), std::move(context)));
+}
+
+void Session::wait(const std::shared_ptr<Call>& call, std::string payload, CallContext context) {
+  failpoint("task.", call->method->name, ".before");
+  Result<Awaited<std::string>> awaited =
+      call->method->wait_handler(std::move(payload), std::move(context));
+  if (!awaited) return finish(*call, fail(std::move(awaited).error()));
+  Waiting& waiting = waiting_[call->stream];
+  waiting.call = call;
+  waiting.answer = std::move(awaited->answer);
+  waiting.callback = Event::when_any(connection_->get_executor(), std::move(awaited->events),
+                                     [this, stream = call->stream] { end_wait(stream); });
+}
+
+void Session::end_wait(std::uint32_t stream) {
+  // The answer may close the connection, and the server forget it.
+  const auto self = shared_from_this();
+  const auto ended = waiting_.extract(stream);
+  finish(*ended.mapped().call, ended.mapped().answer());
 }
 
 Task<> Session::run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
                     CallContext context) {
   failpoint("task.", call->method->name, ".before");
-  const auto arrived = context.arrived;
-  const std::shared_ptr<const CallNotes> notes = context.notes;
   const Result<std::string> result =
       co_await call->method->handler(std::move(payload), std::move(context));
-  call->deadline.cancel();
-  failpoint("task.", call->method->name, ".done");
-  self->answer(*call, result);
-  failpoint("task.", call->method->name, ".answered");
+  self->finish(*call, result);
+}
+
+void Session::finish(Call& call, const Result<std::string>& result) {
+  if (call.deadline) call.deadline->cancel();
+  failpoint("task.", call.method->name, ".done");
+  answer(call, result);
+  failpoint("task.", call.method->name, ".answered");
   const Code code = result ? Code::kOk : result.error().code;
-  if (const CallObserver& observer = self->host_->observer(); observer.ended) {
-    observer.ended({call->method->service, call->method->name, code, arrived,
-                    std::chrono::steady_clock::now(), notes.get()});
+  if (const CallObserver& observer = host_->observer(); observer.ended) {
+    observer.ended({call.method->service, call.method->name, code, call.arrived,
+                    std::chrono::steady_clock::now(), call.notes.get()});
   }
-  --self->running_;
-  if (call->method->at_stop == AtStop::kFinish) --self->to_finish_;
-  self->host_->changed();
+  --running_;
+  host_->changed();
 }
 
 void Session::watch_deadline(const std::shared_ptr<Call>& call,
                              std::chrono::steady_clock::time_point deadline) {
-  call->deadline.expires_at(deadline);
-  call->deadline.async_wait([self = shared_from_this(), call](const boost::system::error_code& ec) {
-    if (ec) return;
-    self->answer(*call, fail(Code::kDeadlineExceeded, "the call took longer than its timeout"));
-  });
+  call->deadline = std::make_unique<IoTimer>(connection_->get_executor(), deadline);
+  call->deadline->async_wait(
+      [self = shared_from_this(), call](const boost::system::error_code& ec) {
+        if (ec) return;
+        self->answer(*call, fail(Code::kDeadlineExceeded, "the call took longer than its timeout"));
+      });
 }
 
 void Session::answer(Call& call, const Result<std::string>& result) {
@@ -205,6 +225,8 @@ void Session::on_closed(const Error& why) {
     log::warning({}, "ttrpc connection {} closed: {}", peer_->id(), why.message);
   }
   peer_->closed_event().set();
+  const Result<std::string> nobody = fail(Code::kUnavailable, "the connection is gone");
+  for (auto& [stream, waiting] : std::exchange(waiting_, {})) finish(*waiting.call, nobody);
   host_->forget(peer_->id());
 }
 

@@ -2,9 +2,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
+#include "async/event.h"
 #include "async/task.h"
 #include "base/call_end.h"
 #include "ttrpc/connection.h"
@@ -17,8 +20,9 @@ struct Method {
   /// The last part of the service's name.
   std::string service;
   std::string name;
+  /// One of the two.
   Server::RawHandler handler;
-  AtStop at_stop = AtStop::kFinish;
+  Server::RawWaitHandler wait_handler;
 };
 
 /// What a session needs of its server.
@@ -53,7 +57,7 @@ class Session : public ConnectionUser, public std::enable_shared_from_this<Sessi
 
   std::uint64_t peer_id() const { return peer_->id(); }
   /// Nothing is left that a stopping server waits for.
-  bool idle() const { return to_finish_ == 0 && connection_->flushed(); }
+  bool idle() const { return running_ == waiting_.size() && connection_->flushed(); }
 
   static Task<Result<std::string>> refuse_call(std::string words);
 
@@ -64,11 +68,20 @@ class Session : public ConnectionUser, public std::enable_shared_from_this<Sessi
 
  private:
   struct Call;
+  /// A call that waits for an event.
+  struct Waiting {
+    std::shared_ptr<Call> call;
+    std::function<Result<std::string>()> answer;
+    Event::Callback callback;
+  };
 
   void redeliver(const Journal::Entry& entry);
   void begin(const FrameReader::Frame& frame, const Journal::Entry* redelivered);
   static Task<> run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
                     CallContext context);
+  void wait(const std::shared_ptr<Call>& call, std::string payload, CallContext context);
+  void end_wait(std::uint32_t stream);
+  void finish(Call& call, const Result<std::string>& result);
   void watch_deadline(const std::shared_ptr<Call>& call,
                       std::chrono::steady_clock::time_point deadline);
   void answer(Call& call, const Result<std::string>& result);
@@ -79,11 +92,11 @@ class Session : public ConnectionUser, public std::enable_shared_from_this<Sessi
   std::shared_ptr<Connection> connection_;
   std::shared_ptr<Peer> peer_;
   std::uint32_t last_stream_ = 0;
-  /// Calls that were not answered yet, calls whose handler runs, and those of the latter that
-  /// Server::stop() waits for.
+  /// Calls that were not answered yet, and calls that have not ended; those of the latter that wait
+  /// for an event, by their streams.
   std::size_t unanswered_ = 0;
   std::size_t running_ = 0;
-  std::size_t to_finish_ = 0;
+  std::map<std::uint32_t, Waiting> waiting_;
 };
 
 }  // namespace kuasar::ttrpc

@@ -144,24 +144,30 @@ TEST_CASE_METHOD(CgroupFixture, "cgroup: limits are set, raised and lowered in t
   }
 }
 
-TEST_CASE_METHOD(CgroupFixture, "cgroup: an OOM kill wakes the watch, and so does close",
-                 "[root][cgroup]") {
+TEST_CASE_METHOD(CgroupFixture, "cgroup: the watch tells of an OOM kill", "[root][cgroup]") {
   if (!find_controllers(dirs).memory) SKIP("no memory controller here");
   CgroupLimits limits;
   limits.memory = 16 << 20;
   limits.memory_swap = 16 << 20;
   REQUIRE(limit(limits));
-  auto watch = OomWatch::open(io.executor(), dirs);
+  std::vector<std::optional<std::uint64_t>> told;
+  auto watch = OomWatch::open(io.executor(), dirs, [&] { told.push_back(oom_kills(dirs)); });
   INFO((watch ? std::string() : watch.error().message));
   REQUIRE(watch);
   CHECK(oom_kills(dirs) == 0);
-  const Process process = run("exec dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null");
-  CHECK(io.run(OomWatch::wait(*watch)));
-  // Not only when the process has ended: v1 wakes before it kills.
-  CHECK(oom_kills(dirs) == 1);
+  const std::string greedy = "exec dd if=/dev/zero of=/dev/null bs=64M count=1 2>/dev/null";
+  const Process process = run(greedy);
   CHECK(io.run(spawner.wait(process)).code == 137);
-  (*watch)->close();
-  CHECK_FALSE(io.run(OomWatch::wait(*watch)));
+  // v1 wakes before it kills.
+  CHECK(io.comes_to([&] { return !told.empty(); }));
+  CHECK(told == std::vector<std::optional<std::uint64_t>>{1});
+  CHECK(io.run(spawner.wait(run(greedy + " || exit 7"))).code == 137);
+  CHECK(io.comes_to([&] { return told.size() == 2; }));
+  CHECK(told.back() == 2);
+  watch->reset();
+  CHECK(io.run(spawner.wait(run(greedy + " && exit 7"))).code == 137);
+  io.settle();
+  CHECK(told.size() == 2);
 }
 
 TEST_CASE("cgroup: a v2 event file wakes the watch's kind of poll", "[root][cgroup]") {
@@ -180,15 +186,16 @@ TEST_CASE("cgroup: a v2 event file wakes the watch's kind of poll", "[root][cgro
   test::IoFixture io;
   DirectSpawner spawner;
   {
-    auto watch = OomWatch::open(io.executor(), {fake});
+    int told = 0;
+    auto watch = OomWatch::open(io.executor(), {fake}, [&] { ++told; });
     REQUIRE(watch);
     ProcessSpec spec;
     spec.argv = {"sh", "-c", "echo $$ > " + real + "/cgroup.procs"};
     spec.env = {"PATH=/usr/bin:/bin"};
     const auto process = io.run(spawner.spawn("joins", std::move(spec)));
     REQUIRE(process);
-    CHECK(io.run(OomWatch::wait(*watch)));
     CHECK(io.run(spawner.wait(*process)).code == 0);
+    CHECK(io.comes_to([&] { return told > 0; }));
   }
   CHECK(test::wait_until([&] { return ::rmdir(real.c_str()) == 0; }, 5s));
   fs::remove_all(fake);

@@ -3,6 +3,7 @@
 #include <google/protobuf/any.pb.h>
 #include <unistd.h>
 
+#include <boost/asio/post.hpp>
 #include <utility>
 
 #include "containerd/cgroups/v2/metrics.pb.h"
@@ -51,6 +52,12 @@ Task<os::ExitStatus> FakeDriver::wait_exit(task::ProcessRef ref) {
   status.code = init->code;
   status.at = std::chrono::system_clock::now();
   co_return status;
+}
+
+void FakeDriver::on_exit(const asio::any_io_executor& executor, const task::ProcessRef& ref,
+                         std::function<void()> then) {
+  const std::shared_ptr<Fake> process = processes_.at(name_of(ref));
+  process->on_exit = Event::when_any(executor, {&process->ended}, std::move(then));
 }
 
 Result<> FakeDriver::signal(const task::ProcessRef& ref, int signal) {
@@ -105,19 +112,14 @@ Task<Result<google::protobuf::Any>> FakeDriver::stats(std::string container) {
 
 void FakeDriver::oom(const std::string& container) {
   ++ooms[container];
-  const std::shared_ptr<Fake> process = processes_.at(container);
-  process->oom->set();
+  if (const auto& told = processes_.at(container)->on_oom) told();
 }
 
-Task<bool> FakeDriver::wait_oom(std::string container) {
-  const auto found = processes_.find(container);
-  if (found == processes_.end()) co_return false;
-  const std::shared_ptr<Fake> process = found->second;
-  std::vector<const Event*> events = {process->oom.get(), &process->ended};
-  co_await Event::wait_any(std::move(events));
-  if (!process->oom->is_set()) co_return false;
-  process->oom = std::make_shared<Event>();
-  co_return true;
+void FakeDriver::on_oom(const asio::any_io_executor& executor, const std::string& container,
+                        std::function<void()> then) {
+  processes_.at(container)->on_oom = [executor, then = std::move(then)] {
+    asio::post(executor, then);
+  };
 }
 
 Task<Result<>> FakeDriver::checkpoint(task::CheckpointPlan plan) {

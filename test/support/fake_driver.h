@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -45,7 +46,7 @@ class FakeDriver : public task::ContainerDriver {
   std::vector<os::CgroupLimits> updates;
   std::vector<task::CheckpointPlan> checkpoints;
   std::optional<Error> resource_error;
-  /// Deaths by the OOM killer, by container; oom() counts one up and wakes wait_oom().
+  /// Deaths by the OOM killer, by container; oom() counts one up and calls what on_oom() was given.
   std::map<std::string, std::uint64_t> ooms;
   void oom(const std::string& container);
 
@@ -61,6 +62,8 @@ class FakeDriver : public task::ContainerDriver {
   Task<Result<>> resize(task::ProcessRef ref, std::shared_ptr<const task::Stdio> stdio,
                         std::uint16_t width, std::uint16_t height) override;
   Task<os::ExitStatus> wait_exit(task::ProcessRef ref) override;
+  void on_exit(const asio::any_io_executor& executor, const task::ProcessRef& ref,
+               std::function<void()> then) override;
   Result<> signal(const task::ProcessRef& ref, int signal) override;
   void reap(const task::ProcessRef& ref) override;
   Task<Result<>> kill_all(std::string container) override;
@@ -70,7 +73,8 @@ class FakeDriver : public task::ContainerDriver {
   Task<Result<>> update(std::string container, os::CgroupLimits limits) override;
   Task<Result<google::protobuf::Any>> stats(std::string container) override;
   std::uint64_t oom_kills(const std::string& container) override { return ooms[container]; }
-  Task<bool> wait_oom(std::string container) override;
+  void on_oom(const asio::any_io_executor& executor, const std::string& container,
+              std::function<void()> then) override;
   Task<Result<>> checkpoint(task::CheckpointPlan plan) override;
   std::vector<pid_t> pids(const std::string& container) override;
   pid_t host_pid(const task::ProcessRef& ref) override;
@@ -86,7 +90,8 @@ class FakeDriver : public task::ContainerDriver {
   struct Fake {
     Event ended;
     int code = 0;
-    std::shared_ptr<Event> oom = std::make_shared<Event>();
+    std::function<void()> on_oom;
+    Event::Callback on_exit;
   };
   /// By name.
   std::map<std::string, std::shared_ptr<Fake>> processes_;

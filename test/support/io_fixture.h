@@ -32,6 +32,17 @@ class IoFixture {
     drive([&] { return done; }, limit);
   }
 
+  /// Whether a condition comes true within `limit`, while everything runs that is ready.
+  template <typename Condition>
+  bool comes_to(Condition condition, std::chrono::seconds limit = std::chrono::seconds(5)) {
+    const auto deadline = std::chrono::steady_clock::now() + limit;
+    while (!condition() && std::chrono::steady_clock::now() < deadline) {
+      io_.restart();
+      io_.run_one_for(std::chrono::milliseconds(10));
+    }
+    return condition();
+  }
+
   /// Lets everything run that is ready, without waiting.
   void settle() {
     io_.restart();

@@ -96,7 +96,7 @@ struct WasmDriverFixture {
       plan.paths.stderr_path = plan.paths.stdout_path;
     }
     Result<std::shared_ptr<task::Stdio>> opened =
-        task::Stdio::open(group, io.executor(), holder, std::move(plan));
+        task::Stdio::open(group, io.executor(), holder, plan);
     REQUIRE(opened);
     return *opened;
   }

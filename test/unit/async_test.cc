@@ -75,6 +75,76 @@ TEST_CASE("Event: wait_any ends with the first") {
   CHECK_FALSE(a.is_set());
 }
 
+TEST_CASE("Event: a callback comes once, later, for the first of its events") {
+  IoFixture io;
+  auto a = std::make_unique<Event>();
+  Event b;
+  int calls = 0;
+  Event::Callback callback = Event::when_any(io.executor(), {a.get(), &b}, [&calls] { ++calls; });
+  io.settle();
+  CHECK(calls == 0);
+  SECTION("set") {
+    b.set();
+    CHECK(calls == 0);
+    io.settle();
+    CHECK(calls == 1);
+    a->set();
+    io.settle();
+  }
+  SECTION("destroyed") {
+    a.reset();
+    io.settle();
+    CHECK(calls == 1);
+    b.set();
+    io.settle();
+  }
+  SECTION("set before") {
+    b.set();
+    io.settle();
+    callback = Event::when_any(io.executor(), {a.get(), &b}, [&calls] { calls += 10; });
+    CHECK(calls == 1);
+    io.settle();
+    CHECK(calls == 11);
+    return;
+  }
+  SECTION("moved") {
+    const Event::Callback other = std::move(callback);
+    b.set();
+    io.settle();
+  }
+  CHECK(calls == 1);
+}
+
+TEST_CASE("Event: a callback that is destroyed does not come, and lets go of what it holds") {
+  IoFixture io;
+  Event event;
+  const auto held = std::make_shared<int>(0);
+  const auto add = [held] { ++*held; };
+  Event::Callback callback = Event::when_any(io.executor(), {&event}, add);
+  Event::Callback other = Event::when_any(io.executor(), {&event}, add);
+  const long before = held.use_count();
+  callback = {};
+  CHECK(held.use_count() == before - 1);
+  event.set();
+  // Under way already.
+  other = {};
+  io.settle();
+  CHECK(*held == 0);
+  // One may end another, and itself.
+  Event next;
+  Event::Callback first;
+  Event::Callback second;
+  first = Event::when_any(io.executor(), {&next}, [&] {
+    ++*held;
+    first = {};
+    second = {};
+  });
+  second = Event::when_any(io.executor(), {&next}, [&] { *held += 10; });
+  next.set();
+  io.settle();
+  CHECK(*held == 1);
+}
+
 Task<> hold(Gate& gate, Event& release, int& inside, int& most) {
   const Gate::Pass pass = co_await gate.enter();
   most = std::max(most, ++inside);

@@ -15,6 +15,7 @@
 #include "os/cgroup.h"
 #include "os/cgroup_freezer.h"
 #include "os/cgroup_oom.h"
+#include "os/packed_paths.h"
 #include "os/systemd_unit.h"
 #include "support/cgroup_tree.h"
 
@@ -280,6 +281,21 @@ TEST_CASE("cgroup: OOM kills of a container whose cgroup went first, by its pod'
   CHECK(ledger.kills("old", v1.dirs()) == 3);
   std::filesystem::remove_all(v1.dir("memory"));
   CHECK(ledger.kills("old", v1.dirs()) == 3);
+}
+
+TEST_CASE("packed paths: what goes in comes out, in less room") {
+  const std::vector<std::vector<std::string>> lists = {
+      {},
+      {"/sys/fs/cgroup/kubepods/pod1/c1"},
+      {"/sys/fs/cgroup/cpu/p/c", "/sys/fs/cgroup/memory/p/c", "/sys/fs/cgroup/pids/p/c"},
+      {"aaa", "aa", "aaaa", "", "a", "b", "ba", "ab"},
+      {"/x/y", "/x/y", "/y/x"},
+  };
+  for (const std::vector<std::string>& list : lists) {
+    const PackedPaths packed(list);
+    CHECK(packed.paths() == list);
+    CHECK(packed.empty() == list.empty());
+  }
 }
 
 TEST_CASE("cgroup: the freezer's word, and OOM kills, on v1 and v2") {

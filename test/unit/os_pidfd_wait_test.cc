@@ -3,10 +3,12 @@
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 
 #include "async/task_group.h"
 #include "base/unique_fd.h"
 #include "os/pidfd_wait.h"
+#include "os/readable.h"
 #include "support/io_fixture.h"
 
 namespace kuasar::os {
@@ -27,6 +29,44 @@ Task<> end_later(const FakePidfd* process) {
 }
 
 }  // namespace
+
+TEST_CASE("readable: a call comes once, and not after its end") {
+  test::IoFixture io;
+  int calls = 0;
+  const auto count = [&calls] { ++calls; };
+  auto process = std::make_unique<FakePidfd>();
+  SECTION("when the process ends, whoever has its descriptor") {
+    const WhenReadable watch(io.executor(), process->fd.get(), count);
+    io.settle();
+    CHECK(calls == 0);
+    process->end();
+    process.reset();
+    CHECK(io.comes_to([&] { return calls > 0; }));
+    io.settle();
+  }
+  SECTION("when it has ended") {
+    process->end();
+    const WhenReadable watch(io.executor(), process->fd.get(), count);
+    CHECK(calls == 0);
+    CHECK(io.comes_to([&] { return calls > 0; }));
+  }
+  SECTION("when it cannot be watched") {
+    const WhenReadable watch(io.executor(), -1, count);
+    CHECK(calls == 0);
+    io.settle();
+  }
+  SECTION("not any more") {
+    auto watch = std::make_unique<WhenReadable>(io.executor(), process->fd.get(), count);
+    auto bad = std::make_unique<WhenReadable>(io.executor(), -1, count);
+    process->end();
+    watch.reset();
+    bad.reset();
+    io.settle();
+    CHECK(calls == 0);
+    return;
+  }
+  CHECK(calls == 1);
+}
 
 TEST_CASE("pidfd: a wait with a timeout ends with the process or with the time") {
   test::IoFixture io;

@@ -65,7 +65,7 @@ struct StdioFixture {
     return plan;
   }
   std::shared_ptr<Stdio> open(StdioPlan plan) {
-    auto stdio = Stdio::open(group, io.executor(), holder, std::move(plan));
+    auto stdio = Stdio::open(group, io.executor(), holder, plan);
     INFO((stdio ? "" : stdio.error().message));
     REQUIRE(stdio.has_value());
     return *stdio;

@@ -22,6 +22,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using test::about;
+using test::answer_of;
 using test::code_of;
 using Record = state::v1::ContainerState;
 using ExecRecord = state::v1::ExecState;
@@ -80,10 +81,10 @@ struct ExecFixture : test::TaskFixture {
   }
 };
 
-template <typename Request, typename Response>
-Task<> note(Task<Result<Response>> (TaskService::*method)(Request, ttrpc::CallContext),
-            TaskService& service, Request request, ttrpc::CallContext context, Calls& out) {
-  const auto result = co_await (service.*method)(std::move(request), std::move(context));
+template <typename Request, typename Answer>
+Task<> note(Answer (TaskService::*method)(Request, ttrpc::CallContext), TaskService& service,
+            Request request, ttrpc::CallContext context, Calls& out) {
+  const auto result = co_await answer_of((service.*method)(std::move(request), std::move(context)));
   std::string text = result ? "ok" : std::string(code_name(result.error().code));
   if constexpr (requires { result->exit_status(); }) {
     if (result) text = std::to_string(result->exit_status());
@@ -439,21 +440,17 @@ TEST_CASE_METHOD(ExecFixture,
   io.run(service.recover(pods.dir, record));
   char byte = 0;
   CHECK(::read(containerd.get(), &byte, 1) == -1);
-  Calls answers;
-  TaskGroup group(io.executor());
   SECTION("its Wait has not been read yet: the connection is there") {
     service.connections_are_back({{peer->id(), peer}});
   }
   SECTION("its Wait was answered: the container's own is delivered again") {
     ttrpc::CallContext again = context();
     again.redelivered = true;
-    group.spawn(note(&TaskService::wait, service, about<api::WaitRequest>("c1"), again, answers));
+    REQUIRE(service.wait(about<api::WaitRequest>("c1"), again));
   }
   io.settle();
   // The end of the output: containerd waits for it without a timeout.
   CHECK(::read(containerd.get(), &byte, 1) == 0);
-  peer->closed_event().set();
-  io.run(group.join());
 }
 
 }  // namespace

@@ -28,6 +28,21 @@ Request about(const std::string& id, const std::string& exec = "") {
   return request;
 }
 
+/// What a session of ttrpc does with a call that waits.
+template <typename T>
+Task<Result<T>> answer_of(Result<ttrpc::Awaited<T>> awaited) {
+  if (!awaited) co_return fail(awaited.error());
+  std::vector<const Event*> events = awaited->events;
+  co_await Event::wait_any(std::move(events));
+  co_return awaited->answer();
+}
+
+/// The same of one that does not.
+template <typename T>
+Task<Result<T>> answer_of(Task<Result<T>> answer) {
+  return answer;
+}
+
 /// A TaskService over fakes, and bundles in a temporary directory.
 struct TaskFixture {
   IoFixture io;
@@ -79,7 +94,7 @@ struct TaskFixture {
     return io.run(service.state(about<task::api::StateRequest>(id, exec), context()));
   }
   Result<task::api::WaitResponse> wait(const std::string& id, const std::string& exec = "") {
-    return io.run(service.wait(about<task::api::WaitRequest>(id, exec), context()));
+    return io.run(answer_of(service.wait(about<task::api::WaitRequest>(id, exec), context())));
   }
   Result<task::api::DeleteResponse> remove(const std::string& id, const std::string& exec = "") {
     return io.run(service.remove(about<task::api::DeleteRequest>(id, exec), context()));

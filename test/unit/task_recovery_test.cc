@@ -27,6 +27,7 @@ namespace {
 
 using namespace std::chrono_literals;
 using test::about;
+using test::answer_of;
 using Record = state::v1::ContainerState;
 using ExecRecord = state::v1::ExecState;
 
@@ -139,7 +140,8 @@ TEST_CASE_METHOD(RecoveryFixture, "recovery: an exec that ended before its Wait 
   CHECK(comes_to("said\n"));
   CHECK(read_output() == "open");
   SECTION("with the exec's own Wait") {
-    const auto answer = io.run(service.wait(about<api::WaitRequest>("c1", "e1"), again()));
+    const auto answer =
+        io.run(answer_of(service.wait(about<api::WaitRequest>("c1", "e1"), again())));
     CHECK(answer->exit_status() == 9);
   }
   SECTION("with any call of that connection") {

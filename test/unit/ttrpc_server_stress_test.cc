@@ -179,9 +179,14 @@ struct Stopping {
   explicit Stopping(asio::any_io_executor executor) : server(std::move(executor)) {
     server.add_raw(kService, "Finish", [this](std::string, CallContext) { return wait(1); });
     server.add_raw(kService, "Twice", [this](std::string, CallContext) { return wait(2); });
-    server.add_raw(
-        kService, "Forever", [this](std::string, CallContext) { return wait(1); },
-        ttrpc::AtStop::kCut);
+    server.add_raw_wait(
+        kService, "Forever",
+        [this](std::string payload, CallContext) -> Result<ttrpc::Awaited<std::string>> {
+          if (payload == "refused") return fail(Code::kNotFound, "nothing to wait for");
+          ++waiting;
+          return ttrpc::Awaited<std::string>{{&gate}, [] { return std::string("done"); }};
+        });
+    server.observe({[this](const CallEnd& end) { ended.emplace_back(end.method, end.code); }});
     auto [ours, theirs] = socket_pair();
     server.adopt(std::move(ours));
     peer = std::make_unique<RawPeer>(std::move(theirs));
@@ -195,8 +200,55 @@ struct Stopping {
   Server server;
   Event gate;
   int running = 0;
+  int waiting = 0;
+  std::vector<std::pair<std::string, Code>> ended;
   std::unique_ptr<RawPeer> peer;
 };
+
+TEST_CASE("ttrpc server: a call that waits is answered at its event, or refused at once",
+          "[ttrpc]") {
+  run_io([]() -> Task<> {
+    Stopping bench(co_await asio::this_coro::executor);
+    std::string frames =
+        request_frame(1, kService, "Forever") + request_frame(3, kService, "Forever", "refused");
+    co_await expect(bench.peer->write(frames));
+    auto answer = co_await bench.peer->read();
+    CHECK(answer->header.stream == 3);
+    CHECK(answer->response.status().code() == static_cast<int>(Code::kNotFound));
+    CHECK(bench.waiting == 1);
+    bench.gate.set();
+    answer = co_await bench.peer->read();
+    CHECK(answer->header.stream == 1);
+    CHECK(answer->response.payload() == "done");
+    // What it waits for may have happened before.
+    co_await expect(bench.peer->write(request_frame(5, kService, "Forever")));
+    answer = co_await bench.peer->read();
+    CHECK(answer->response.payload() == "done");
+    using Ends = std::vector<std::pair<std::string, Code>>;
+    CHECK(bench.ended ==
+          Ends{{"Forever", Code::kNotFound}, {"Forever", Code::kOk}, {"Forever", Code::kOk}});
+    co_await bench.server.stop(1s);
+  });
+}
+
+TEST_CASE("ttrpc server: a call that waits ends with its connection, or when it took too long",
+          "[ttrpc]") {
+  run_io([]() -> Task<> {
+    Stopping bench(co_await asio::this_coro::executor);
+    co_await expect(bench.peer->write(request_frame(1, kService, "Forever", "", 20000000) +
+                                      request_frame(3, kService, "Forever")));
+    const auto answer = co_await bench.peer->read();
+    CHECK(answer->header.stream == 1);
+    CHECK(answer->response.status().code() == static_cast<int>(Code::kDeadlineExceeded));
+    bench.peer.reset();
+    co_await expect(eventually([&] { return bench.ended.size() == 2; }));
+    CHECK(bench.ended.back() == std::pair(std::string("Forever"), Code::kUnavailable));
+    bench.gate.set();
+    co_await sleep_for(1ms);
+    CHECK(bench.ended.size() == 2);
+    co_await bench.server.stop(1s);
+  });
+}
 
 TEST_CASE("ttrpc server: stop lets calls finish and their answers leave", "[ttrpc]") {
   run_io([]() -> Task<> {
@@ -206,7 +258,7 @@ TEST_CASE("ttrpc server: stop lets calls finish and their answers leave", "[ttrp
                          request_frame(3, kService, "Twice") +
                          request_frame(5, kService, "Forever");
     co_await expect(bench.peer->write(frames));
-    co_await expect(eventually([&] { return bench.running == 3; }));
+    co_await expect(eventually([&] { return bench.running == 2 && bench.waiting == 1; }));
     TaskGroup group(executor);
     const auto start = std::chrono::steady_clock::now();
     group.spawn(bench.server.stop(20s));
@@ -233,11 +285,11 @@ TEST_CASE("ttrpc server: stop does not wait for endless calls, and cancels after
   run_io([]() -> Task<> {
     Stopping bench(co_await asio::this_coro::executor);
     co_await expect(bench.peer->write(request_frame(1, kService, "Forever")));
-    co_await expect(eventually([&] { return bench.running == 1; }));
+    co_await expect(eventually([&] { return bench.waiting == 1; }));
     const auto start = std::chrono::steady_clock::now();
     co_await bench.server.stop(20s);
     CHECK(std::chrono::steady_clock::now() - start < 10s);
-    CHECK(bench.running == 0);
+    CHECK(bench.ended.size() == 1);
     // The call was cut, not answered.
     const auto answer = co_await bench.peer->read();
     CHECK_FALSE(answer);
