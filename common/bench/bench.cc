@@ -284,7 +284,7 @@ class Bench {
 
   // ----- many at a time
 
-  // At rest: the daemon gives back what a burst has left within seconds (daemon/heap_trim).
+  // At rest: the daemon gives back what a burst has left within seconds (daemon/give_back).
   OurMemory our_memory() const {
     std::this_thread::sleep_for(kRest);
     os::MemoryUse use;

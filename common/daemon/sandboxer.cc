@@ -19,7 +19,7 @@
 #include "base/version.h"
 #include "daemon/ctl_health.h"
 #include "daemon/ctl_service.h"
-#include "daemon/heap_trim.h"
+#include "daemon/give_back.h"
 #include "daemon/listener.h"
 #include "daemon/notify.h"
 #include "daemon/task_connections.h"
@@ -123,7 +123,7 @@ class Service {
     tasks_.connections_are_back(held);
     keepers_.spawn(spawner_.reap_strays());
     keepers_.spawn(spawner_.forget_unclaimed());
-    keepers_.spawn(trim_heap());
+    keepers_.spawn(give_memory_back());
     for (const auto& work : background_) keepers_.spawn(work());
     group_.spawn(tasks_.sweep());
     collectors_.spawn(orphans_.run());

@@ -157,6 +157,13 @@ std::vector<std::string> Lab::environment() const {
       fmt::format("KUASAR_FAILPOINT_DIR={}", (root_ / "failpoints").string())};
 }
 
+// As our systemd units set it.
+std::vector<std::string> Lab::sandboxer_environment() const {
+  std::vector<std::string> variables = environment();
+  variables.emplace_back("GLIBC_TUNABLES=glibc.malloc.tcache_count=0");
+  return variables;
+}
+
 void Lab::start_sandboxer() {
   if (!sandboxer_.ours()) return;
   const std::size_t before = count_lines(sandboxer_log(), " ready");
@@ -177,7 +184,7 @@ void Lab::spawn_sandboxer() {
   auto child = Child::spawn({{(executable_dir() / sandboxer_.program).string(), "--listen",
                               listen(), "--dir", dir(), "--config", root_ / "etc/sandboxer.toml",
                               "--containerd", containerd_socket(), "--log-level", log_level_},
-                             environment(),
+                             sandboxer_environment(),
                              sandboxer_log()});
   if (!child) give_up(child.error().message);
   sandboxer_process_ = std::move(*child);
@@ -198,7 +205,7 @@ void Lab::start_neighbour() {
       {{(executable_dir() / neighbour_->sandboxer.program).string(), "--listen",
         root_ / "run/neighbour.sock", "--dir", root_ / "run/neighbour", "--config",
         root_ / "etc/neighbour.toml", "--containerd", containerd_socket(), "--log-level", "debug"},
-       environment(),
+       sandboxer_environment(),
        log});
   if (!child) give_up(child.error().message);
   neighbour_process_ = std::move(*child);

@@ -148,6 +148,7 @@ class Lab {
   void start_neighbour();
   void await_containerd();
   std::vector<std::string> environment() const;
+  std::vector<std::string> sandboxer_environment() const;
   [[noreturn]] void give_up(const std::string& words) const;
   void tear_down();
 
