@@ -114,7 +114,8 @@ class Bench {
     auto cpu = CpuMeter::of({containerd, daemon_, keeper_});
     if (cpu) cpu_ = std::move(*cpu);
     if (!cpu) {
-      for (const char* row : {"cpu_exec", "cpu_sandbox", "cpu_pod", "growth"}) {
+      for (const char* row :
+           {"cpu_exec", "cpu_sandbox", "cpu_pod", "cpu_10", "cpu_200", "cpu_500"}) {
         samples_.skip(row, cpu.error().message);
       }
     }
@@ -298,7 +299,7 @@ class Bench {
   void our_density() {
     std::vector<BenchPod> all;
     double at_50 = 0;
-    double cpu_10 = 0;
+    double own_10 = 0;
     for (const int count : {10, 50, 100, 200, 500}) {
       if (count > options_.most_pods) break;
       for (BenchPod& pod :
@@ -307,7 +308,10 @@ class Bench {
       }
       if (all.size() != static_cast<std::size_t>(count)) break;
       const OurMemory memory = our_memory();
-      if (count == 10) cpu_10 = beside("run_pod_10", "own_10");
+      if (count == 10) {
+        own_10 = beside(Side::kOurs, "run_pod_10", "cpu_10");
+        samples_.add("own_10", Side::kOurs, own_10);
+      }
       if (count == 50) {
         at_50 = memory.private_dirty;
         samples_.add("memory_50", Side::kOurs, memory.private_dirty);
@@ -316,18 +320,22 @@ class Bench {
                      os::threads_of(daemon_).value_or(0) + os::threads_of(keeper_).value_or(0));
       }
       if (count == 100) {
-        beside("run_pod_100");
+        beside(Side::kOurs, "run_pod_100");
         if (const auto keeper = os::memory_of(keeper_)) {
           samples_.add("keeper_100", Side::kOurs, static_cast<double>(keeper->pss) / kMebibyte);
         }
         ready_again();
       }
-      if (count == 200) calls(Side::kOurs, all);
+      if (count == 200) {
+        calls(Side::kOurs, all);
+        beside(Side::kOurs, nullptr, "cpu_200");
+      }
       if (count == 500) {
         samples_.add("memory_500", Side::kOurs, memory.private_dirty);
         samples_.add("memory_pod", Side::kOurs, (memory.private_dirty - at_50) * 1024 / 450);
-        const double cpu_500 = beside("run_pod_500", "own_500");
-        if (cpu_ && cpu_10 > 0) samples_.add("growth", Side::kOurs, cpu_500 / cpu_10);
+        const double own_500 = beside(Side::kOurs, "run_pod_500", "cpu_500");
+        samples_.add("own_500", Side::kOurs, own_500);
+        if (own_10 > 0) samples_.add("growth", Side::kOurs, own_500 / own_10);
       }
       tell("density", fmt::format("{} pods of {}: {:.1f} MiB private", count, options_.handler,
                                   memory.private_dirty));
@@ -341,30 +349,36 @@ class Bench {
     return os::thread_seconds_of(daemon_).value_or(0) + os::thread_seconds_of(keeper_).value_or(0);
   }
 
-  // Some pods more, one at a time, beside those that are there; the CPU time of one pod's life in
-  // ms. `own`: the row of what daemon and keeper have of it.
-  double beside(const char* row, const char* own = nullptr) {
+  // Some pods more, one at a time, beside those that are there. `row` is of RunPodSandbox's time,
+  // `cpu_row` of the CPU time of a pod's whole life. Gives daemon's and keeper's part of that, in
+  // ms.
+  double beside(Side side, const char* row, const char* cpu_row = nullptr) {
     std::vector<double> used;
     const double own_begin = own_cpu();
     for (int i = 0; i < 10; ++i) {
       const double begin = cpu();
       auto pod = Result<BenchPod>(fail(Code::kUnknown, "not made"));
-      timed(row, Side::kOurs, [&]() -> Result<> {
-        pod = pods(Side::kOurs).run_pod();
+      const auto run = [&]() -> Result<> {
+        pod = pods(side).run_pod();
         if (!pod) return fail(pod.error());
         return {};
-      });
+      };
+      if (row != nullptr) {
+        timed(row, side, run);
+      } else {
+        good(run(), "RunPodSandbox");
+      }
       if (!pod) continue;
-      const auto made = pods(Side::kOurs).create(*pod);
-      if (good(made, "CreateContainer")) good(pods(Side::kOurs).start(*pod), "StartContainer");
-      good(pods(Side::kOurs).remove_whole(*pod), "removal");
+      const auto made = pods(side).create(*pod);
+      if (good(made, "CreateContainer")) good(pods(side).start(*pod), "StartContainer");
+      good(pods(side).remove_whole(*pod), "removal");
       used.push_back((cpu() - begin) * 1000);
     }
-    if (own != nullptr && !used.empty()) {
-      samples_.add(own, Side::kOurs,
-                   (own_cpu() - own_begin) * 1000 / static_cast<double>(used.size()));
+    if (used.empty()) return 0;
+    if (cpu_ && cpu_row != nullptr) {
+      for (const double one : used) samples_.add(cpu_row, side, one);
     }
-    return quantile(used, 0.5).value_or(0);
+    return (own_cpu() - own_begin) * 1000 / static_cast<double>(used.size());
   }
 
   void ready_again() {
@@ -404,13 +418,20 @@ class Bench {
   void peer_density() {
     const std::size_t pods_wanted = 50;
     const auto before = os::all_pids();
-    std::vector<BenchPod> all = fill(Side::kPeer, pods_wanted, kFillThreads);
+    std::vector<BenchPod> all = fill(Side::kPeer, 10, kFillThreads);
+    beside(Side::kPeer, "run_pod_10", "cpu_10");
+    for (BenchPod& pod : fill(Side::kPeer, pods_wanted - all.size(), kFillThreads)) {
+      all.push_back(std::move(pod));
+    }
     if (all.size() == pods_wanted) peer_memory(before);
     if (options_.most_pods >= 200) {
       for (BenchPod& pod : fill(Side::kPeer, 200 - all.size(), kFillThreads)) {
         all.push_back(std::move(pod));
       }
-      if (all.size() == 200) calls(Side::kPeer, all);
+      if (all.size() == 200) {
+        calls(Side::kPeer, all);
+        beside(Side::kPeer, nullptr, "cpu_200");
+      }
     }
     clear(Side::kPeer, all);
     tell("density", fmt::format("{} pods of {}, and removed", all.size(), options_.peer));

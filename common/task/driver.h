@@ -135,6 +135,8 @@ class ContainerDriver {
   /// for one that cannot be watched.
   virtual void on_oom(const asio::any_io_executor& executor, const std::string& container,
                       std::function<void()> then) = 0;
+  /// Forgets what on_exit() and on_oom() were given; the processes go on.
+  virtual void stop_watching() = 0;
   /// Writes an image of the running container. A failure leaves it running.
   virtual Task<Result<>> checkpoint(CheckpointPlan plan) = 0;
   /// Host pids of all processes; may be empty after the end.

@@ -77,6 +77,14 @@ void HostDriver::on_exit(const asio::any_io_executor& executor, const ProcessRef
       std::make_unique<os::WhenReadable>(executor, member->process->pidfd.get(), std::move(then));
 }
 
+void HostDriver::stop_watching() {
+  for (const auto& [id, entry] : entries_) {
+    entry->oom.reset();
+    entry->init->exit_watch.reset();
+    for (const auto& [exec, member] : entry->execs) member->exit_watch.reset();
+  }
+}
+
 Result<> HostDriver::signal(const ProcessRef& ref, int signal) {
   const MemberPtr member = find(ref);
   if (!member || !member->process) return fail(gone(ref));

@@ -38,6 +38,7 @@ class HostDriver : public ContainerDriver {
   std::uint64_t oom_kills(const std::string& container) override;
   void on_oom(const asio::any_io_executor& executor, const std::string& container,
               std::function<void()> then) override;
+  void stop_watching() override;
   std::vector<pid_t> pids(const std::string& container) override;
   pid_t host_pid(const ProcessRef& ref) override;
   void save(const std::string& container, state::v1::ContainerState& record) override;

@@ -261,6 +261,7 @@ Task<> TaskService::quiesce(std::chrono::nanoseconds timeout) {
 Task<> TaskService::stop() {
   stopping_.set();
   ended_ = true;
+  driver_.stop_watching();
   watchers_.cancel();
   co_await watchers_.join();
 }

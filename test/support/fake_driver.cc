@@ -122,6 +122,13 @@ void FakeDriver::on_oom(const asio::any_io_executor& executor, const std::string
   };
 }
 
+void FakeDriver::stop_watching() {
+  for (const auto& [name, process] : processes_) {
+    process->on_exit = {};
+    process->on_oom = nullptr;
+  }
+}
+
 Task<Result<>> FakeDriver::checkpoint(task::CheckpointPlan plan) {
   calls.push_back("checkpoint " + plan.container);
   if (resource_error) co_return fail(*resource_error);

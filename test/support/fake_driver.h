@@ -75,6 +75,7 @@ class FakeDriver : public task::ContainerDriver {
   std::uint64_t oom_kills(const std::string& container) override { return ooms[container]; }
   void on_oom(const asio::any_io_executor& executor, const std::string& container,
               std::function<void()> then) override;
+  void stop_watching() override;
   Task<Result<>> checkpoint(task::CheckpointPlan plan) override;
   std::vector<pid_t> pids(const std::string& container) override;
   pid_t host_pid(const task::ProcessRef& ref) override;
