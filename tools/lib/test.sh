@@ -30,7 +30,8 @@ and e2e tests with the daemon built with ASan+UBSan, every fuzz target for 30 s,
 
 The last line is "N passed, N failed, N skipped": test cases, and one for each other stage.
 A stage that cannot run counts as failed, but for systemd where systemd-nspawn cannot boot, and uml
-where the archive does not have it: those are skipped, with the reason.
+where the archive does not have it or the processor is too new for it: those are skipped, with the
+reason.
 Results: build/test-results/. Exits 1 on any failure.
 TEXT
 }
