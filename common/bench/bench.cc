@@ -320,7 +320,7 @@ class Bench {
                      os::threads_of(daemon_).value_or(0) + os::threads_of(keeper_).value_or(0));
       }
       if (count == 100) {
-        beside(Side::kOurs, "run_pod_100");
+        beside(Side::kOurs, "run_pod_100", "cpu_100");
         if (const auto keeper = os::memory_of(keeper_)) {
           samples_.add("keeper_100", Side::kOurs, static_cast<double>(keeper->pss) / kMebibyte);
         }
@@ -328,7 +328,7 @@ class Bench {
       }
       if (count == 200) {
         calls(Side::kOurs, all);
-        beside(Side::kOurs, nullptr, "cpu_200");
+        beside(Side::kOurs, "run_pod_200", "cpu_200");
       }
       if (count == 500) {
         samples_.add("memory_500", Side::kOurs, memory.private_dirty);
@@ -352,22 +352,17 @@ class Bench {
   // Some pods more, one at a time, beside those that are there. `row` is of RunPodSandbox's time,
   // `cpu_row` of the CPU time of a pod's whole life. Gives daemon's and keeper's part of that, in
   // ms.
-  double beside(Side side, const char* row, const char* cpu_row = nullptr) {
+  double beside(Side side, const char* row, const char* cpu_row) {
     std::vector<double> used;
     const double own_begin = own_cpu();
     for (int i = 0; i < 10; ++i) {
       const double begin = cpu();
       auto pod = Result<BenchPod>(fail(Code::kUnknown, "not made"));
-      const auto run = [&]() -> Result<> {
+      timed(row, side, [&]() -> Result<> {
         pod = pods(side).run_pod();
         if (!pod) return fail(pod.error());
         return {};
-      };
-      if (row != nullptr) {
-        timed(row, side, run);
-      } else {
-        good(run(), "RunPodSandbox");
-      }
+      });
       if (!pod) continue;
       const auto made = pods(side).create(*pod);
       if (good(made, "CreateContainer")) good(pods(side).start(*pod), "StartContainer");
@@ -375,7 +370,7 @@ class Bench {
       used.push_back((cpu() - begin) * 1000);
     }
     if (used.empty()) return 0;
-    if (cpu_ && cpu_row != nullptr) {
+    if (cpu_) {
       for (const double one : used) samples_.add(cpu_row, side, one);
     }
     return (own_cpu() - own_begin) * 1000 / static_cast<double>(used.size());
@@ -430,7 +425,7 @@ class Bench {
       }
       if (all.size() == 200) {
         calls(Side::kPeer, all);
-        beside(Side::kPeer, nullptr, "cpu_200");
+        beside(Side::kPeer, "run_pod_200", "cpu_200");
       }
     }
     clear(Side::kPeer, all);

@@ -21,11 +21,11 @@ constexpr std::size_t kFilesWorthIt = 4 << 20;
 
 class Heap {
  public:
-  void look() {
-    const std::size_t idle = idle_bytes();
+  void look(const os::ResidentBytes& now) {
+    const std::size_t idle = idle_bytes(now);
     if (idle > left_ + kHeapWorthIt) {
       ::malloc_trim(0);
-      left_ = idle_bytes();
+      left_ = idle_bytes(os::resident_bytes());
     } else {
       left_ = std::min(left_, idle);
     }
@@ -34,9 +34,8 @@ class Heap {
  private:
   // In memory and of no use: the heap's free pages, and what is not of the heap, which changes
   // little. malloc itself counts what it has given back as free.
-  static std::size_t idle_bytes() {
-    const std::size_t resident = os::resident_bytes().anonymous;
-    return resident - std::min(resident, ::mallinfo2().uordblks);
+  static std::size_t idle_bytes(const os::ResidentBytes& now) {
+    return now.anonymous - std::min(now.anonymous, ::mallinfo2().uordblks);
   }
 
   /// By the last trim.
@@ -45,10 +44,9 @@ class Heap {
 
 class Files {
  public:
-  void look() {
-    const std::size_t resident = os::resident_bytes().files;
-    const bool quiet = resident == std::exchange(last_, resident);
-    if (!quiet || resident < left_ + kFilesWorthIt) return;
+  void look(const os::ResidentBytes& now) {
+    const bool quiet = now.files == std::exchange(last_, now.files);
+    if (!quiet || now.files < left_ + kFilesWorthIt) return;
     if (Result<> released = os::release_file_pages(); !released) {
       log::debug({}, "pages of files stay: {}", released.error().message);
     }
@@ -70,8 +68,9 @@ Task<> give_memory_back() {
     co_await sleep_for(kPeriod);
     const bool cancelled = co_await is_cancelled();
     if (cancelled) co_return;
-    heap.look();
-    files.look();
+    const os::ResidentBytes now = os::resident_bytes();
+    heap.look(now);
+    files.look(now);
   }
 }
 

@@ -339,10 +339,10 @@ Event::Callback SandboxManager::wait(const std::string& id,
   const EntryPtr& entry = *found;
   entry->awaited = true;
   return Event::when_any(executor_, {&entry->stopped, &stopping_},
-                         [this, entry, ended = std::move(ended)] { ended(end_of(*entry)); });
+                         [entry, ended = std::move(ended)] { ended(end_of(*entry)); });
 }
 
-Result<SandboxExit> SandboxManager::end_of(const Entry& entry) const {
+Result<SandboxExit> SandboxManager::end_of(const Entry& entry) {
   // T16: anything but UNAVAILABLE turns the pod NOTREADY for good.
   if (!entry.stopped.is_set()) return fail(stopping_error());
   const Record& record = entry.record;

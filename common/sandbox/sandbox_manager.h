@@ -118,7 +118,7 @@ class SandboxManager : public task::Pods, public Suspects {
   /// find() for a change: refuses one whose record we may not read.
   Result<EntryPtr> find_usable(const std::string& id) const;
   Result<> save_record(Entry& entry);
-  Result<SandboxExit> end_of(const Entry& entry) const;
+  static Result<SandboxExit> end_of(const Entry& entry);
   void watch(const EntryPtr& entry);
   Task<> await_death(EntryPtr entry);
   Task<Result<>> stop_locked(EntryPtr entry, SandboxExit exit);

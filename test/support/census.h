@@ -69,7 +69,10 @@ struct CensusItem {
 ///     hangs up while it ends to Go's garbage collector (our own ends of it are counted);
 ///  4. the daemon's threads of libraries that grow and shrink by themselves, up to the number in
 ///     `elastic_threads()`;
-///  5. size, time and content of a file: a census counts objects.
+///  5. size, time and content of a file: a census counts objects;
+///  6. one open statm and one open smaps of the daemon itself: every two seconds it looks at what
+///  it
+///     has in memory (daemon/give_back).
 class Census {
  public:
   static Census take(const CensusScope& scope);

@@ -43,6 +43,13 @@ class IoFixture {
     return condition();
   }
 
+  /// Whether io_context::run() returns within `limit`: nothing is pending any more.
+  bool comes_to_rest(std::chrono::seconds limit = std::chrono::seconds(1)) {
+    io_.restart();
+    io_.run_for(limit);
+    return io_.stopped();
+  }
+
   /// Lets everything run that is ready, without waiting.
   void settle() {
     io_.restart();

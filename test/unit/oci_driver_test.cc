@@ -199,6 +199,18 @@ TEST_CASE_METHOD(DriverFixture, "oci driver: a start reads runc's FIFO, or its r
   CHECK(io.run(driver.wait_exit({"c1", ""})).code == (asked ? 137 : 42));
 }
 
+TEST_CASE_METHOD(DriverFixture, "oci driver: a watch of what runs on keeps no io_context running") {
+  oci::OciRuntimes runtimes(spawner, gate, config);
+  OciDriver driver(spawner, pool, holder, runtimes);
+  REQUIRE(io.run(driver.recover(dir, record())).value());
+  bool ended = false;
+  driver.on_exit(io.executor(), {"c1", ""}, [&ended] { ended = true; });
+  CHECK_FALSE(io.comes_to_rest());
+  driver.stop_watching();
+  CHECK(io.comes_to_rest());
+  CHECK_FALSE(ended);
+}
+
 TEST_CASE_METHOD(DriverFixture, "oci driver: what may name a runtime") {
   oci::OciRuntimes runtimes(spawner, gate, config);
   OciDriver driver(spawner, pool, holder, runtimes);
