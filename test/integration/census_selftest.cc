@@ -163,6 +163,26 @@ TEST_CASE("census says that an object is gone", "[root][census]") {
   CHECK(lines == std::vector<std::string>{"gone: file " + file.sought()});
 }
 
+TEST_CASE("census leaves out one look of the daemon at its own memory, not two", "[root][census]") {
+  if (::geteuid() != 0) {
+    SKIP("needs root");
+  }
+  CensusScope scope;
+  scope.daemon = ::getpid();
+  const Census before = Census::take(scope);
+  const std::string own = "/proc/" + std::to_string(::getpid());
+  const std::ifstream smaps(own + "/smaps");
+  const std::ifstream statm(own + "/statm");
+  const Census looking = Census::take(scope);
+  CHECK(joined(Census::diff(before, looking)).empty());
+  CHECK(joined(Census::diff(looking, before)).empty());
+  const std::ifstream second(own + "/smaps");
+  const std::ifstream other(own + "/maps");
+  const std::vector<std::string> lines = Census::diff(before, Census::take(scope));
+  CHECK(names(lines, "fd", own + "/smaps"));
+  CHECK(names(lines, "fd", own + "/maps"));
+}
+
 TEST_CASE("census waits for a zombie that is reaped late", "[root][census]") {
   if (::geteuid() != 0) {
     SKIP("needs root");

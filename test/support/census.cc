@@ -1,6 +1,7 @@
 #include "support/census.h"
 
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,22 +27,29 @@ ItemsByKey group(const std::vector<CensusItem>& items) {
   return groups;
 }
 
-// Rule 6 of census.h.
-bool is_look_at_own_memory(const std::string& kind, const std::string& key) {
-  return kind == "fd" && key.starts_with("daemon /proc/") &&
-         (key.ends_with("/statm") || key.ends_with("/smaps"));
-}
+// Objects that come and go without a leak, up to a limit. `key` is a pattern of fnmatch(3).
+struct Elastic {
+  const char* kind;
+  const char* key;
+  std::size_t limit;
+};
+
+// Rules 4 and 6 of census.h. gRPC 1.51's default and resolver executors, timer and poller threads
+// start on first use and end when idle; their number follows the cores and the load, not what the
+// daemon holds.
+constexpr Elastic kElastic[] = {{"thread", "grpc*", 16},
+                                {"thread", "default-executo*", 8},
+                                {"thread", "resolver-execut*", 8},
+                                {"thread", "event_engine*", 8},
+                                {"thread", "nexting_thread*", 8},
+                                {"thread", "timer_manager*", 4},
+                                {"fd", "daemon /proc/self/statm", 1},
+                                {"fd", "daemon /proc/self/smaps", 1}};
 
 std::size_t elastic_limit(const std::string& kind, const std::string& key) {
-  if (is_look_at_own_memory(kind, key)) {
-    return 1;
-  }
-  if (kind != "thread") {
-    return 0;
-  }
-  for (const auto& [prefix, limit] : elastic_threads()) {
-    if (key.starts_with(prefix)) {
-      return limit;
+  for (const Elastic& one : kElastic) {
+    if (kind == one.kind && ::fnmatch(one.key, key.c_str(), 0) == 0) {
+      return one.limit;
     }
   }
   return 0;
@@ -83,15 +91,6 @@ bool worth_a_line_when_new(const CensusItem& item, const std::set<std::string>& 
 }
 
 }  // namespace
-
-const std::vector<std::pair<std::string, std::size_t>>& elastic_threads() {
-  // gRPC 1.51's default and resolver executors, timer and poller threads start on first use and end
-  // when idle; their number follows the cores and the load, not what the daemon holds.
-  static const std::vector<std::pair<std::string, std::size_t>> kNames = {
-      {"grpc", 16},        {"default-executo", 8}, {"resolver-execut", 8},
-      {"event_engine", 8}, {"nexting_thread", 8},  {"timer_manager", 4}};
-  return kNames;
-}
 
 Census Census::take(const CensusScope& scope) {
   const census::ProcessTable processes(scope);

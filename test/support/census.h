@@ -67,12 +67,11 @@ struct CensusItem {
 ///     below `dirs`: the Go runtime, bolt, CRI clients and the event exchange move these freely;
 ///     and its ends of a removed stdin FIFO: containerd 2.1.9 leaves those of an exec whose client
 ///     hangs up while it ends to Go's garbage collector (our own ends of it are counted);
-///  4. the daemon's threads of libraries that grow and shrink by themselves, up to the number in
-///     `elastic_threads()`;
+///  4. the daemon's threads of libraries that grow and shrink by themselves, up to a number each
+///     (census.cc, `kElastic`);
 ///  5. size, time and content of a file: a census counts objects;
-///  6. one open statm and one open smaps of the daemon itself: every two seconds it looks at what
-///  it
-///     has in memory (daemon/give_back).
+///  6. one open statm and one open smaps of the daemon itself, which looks every two seconds at
+///     what it has in memory (daemon/give_back).
 class Census {
  public:
   static Census take(const CensusScope& scope);
@@ -105,9 +104,5 @@ class Census {
 inline std::vector<std::string> diff(const Census& before, const Census& after) {
   return Census::diff(before, after);
 }
-
-/// Names of threads (prefixes of /proc/<pid>/task/<tid>/comm) that come and go without a leak, with
-/// the number up to which growth is allowed.
-const std::vector<std::pair<std::string, std::size_t>>& elastic_threads();
 
 }  // namespace kuasar::test

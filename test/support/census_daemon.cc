@@ -31,6 +31,12 @@ bool prone_to_leak_in_containerd(const std::string& target, const CensusScope& s
   return lies_below(target, scope.dirs);
 }
 
+// A process's own files of /proc have the same key in the next daemon.
+std::string own_target(const std::string& target, pid_t pid) {
+  const std::string own = "/proc/" + std::to_string(pid) + "/";
+  return target.starts_with(own) ? "/proc/self/" + target.substr(own.size()) : target;
+}
+
 void add_files(const Process& process, const std::string& role, const CensusScope* filter,
                Items& items) {
   for (const OpenFile& file : process.files) {
@@ -39,7 +45,7 @@ void add_files(const Process& process, const std::string& role, const CensusScop
     }
     CensusItem item;
     item.kind = "fd";
-    item.key = role + " " + target_kind(file.target);
+    item.key = role + " " + own_target(target_kind(file.target), process.pid);
     item.words = std::to_string(file.number) + " of " + role + " -> " + file.target;
     items.push_back(std::move(item));
   }

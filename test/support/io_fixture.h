@@ -44,7 +44,7 @@ class IoFixture {
   }
 
   /// Whether io_context::run() returns within `limit`: nothing is pending any more.
-  bool comes_to_rest(std::chrono::seconds limit = std::chrono::seconds(1)) {
+  bool comes_to_rest(std::chrono::milliseconds limit = std::chrono::seconds(1)) {
     io_.restart();
     io_.run_for(limit);
     return io_.stopped();

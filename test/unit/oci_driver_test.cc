@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -205,7 +206,7 @@ TEST_CASE_METHOD(DriverFixture, "oci driver: a watch of what runs on keeps no io
   REQUIRE(io.run(driver.recover(dir, record())).value());
   bool ended = false;
   driver.on_exit(io.executor(), {"c1", ""}, [&ended] { ended = true; });
-  CHECK_FALSE(io.comes_to_rest());
+  CHECK_FALSE(io.comes_to_rest(std::chrono::milliseconds(50)));
   driver.stop_watching();
   CHECK(io.comes_to_rest());
   CHECK_FALSE(ended);
