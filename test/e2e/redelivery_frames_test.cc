@@ -268,14 +268,15 @@ TEST_CASE("redelivery: a call whose bundle is gone is not run again",
     log = "ran; ";
   }
   bench.daemon().arm("task." + method + ".before", "kill");
-  REQUIRE(caller->send(TtrpcProbe::request(
-      caller->next_stream(), std::string(TtrpcProbe::kTaskService), method, payload)));
+  const std::uint32_t stream = caller->next_stream();
+  REQUIRE(caller->send(
+      TtrpcProbe::request(stream, std::string(TtrpcProbe::kTaskService), method, payload)));
   REQUIRE(bench.daemon().died());
   Subject init = subject;
   init.exec.clear();
   Bench::remove_bundle(init);
   bench.daemon().start();
-  const auto reply = caller->read_reply();
+  const auto reply = caller->reply_to(stream);
   if (reply) CHECK(reply->code != kOk);
   caller.reset();
   CHECK(eventually([&] {

@@ -5,6 +5,8 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
+#include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string_view>
 #include <thread>
@@ -142,14 +144,14 @@ class RowTrial {
     } else {
       bench_.snapshot(subject, *connection);
     }
-    die_in_it(moment, caller, subject, connection);
+    const std::uint32_t stream = die_in_it(moment, caller, subject, connection);
 
     const auto other = bench_.connect();
     const bool served = moment.effect == Effect::kYes || caller == Caller::kOpen;
     if (served || moment.effect == Effect::kNo) {
       see(subject, *other, served ? undisturbed_.after : undisturbed_.before);
     }
-    if (connection) check_answer(moment, caller, subject, *connection);
+    if (connection) check_answer(moment, caller, subject, connection->reply_to(stream));
     if (!served) {
       const TtrpcProbe::Reply again = other->call(row_.method, payload);
       see(subject, *other, undisturbed_.after);
@@ -163,9 +165,9 @@ class RowTrial {
     check("log", bench_.log(subject), undisturbed_.log);
   }
 
-  // From the request to the daemon that is there again.
-  void die_in_it(const Moment& moment, Caller caller, const Subject& subject,
-                 std::unique_ptr<TtrpcProbe>& connection) {
+  // From the request, whose stream it gives, to the daemon that is there again.
+  std::uint32_t die_in_it(const Moment& moment, Caller caller, const Subject& subject,
+                          std::unique_ptr<TtrpcProbe>& connection) {
     LoneDaemon& daemon = bench_.daemon();
     // Long enough for the call to come to the moment.
     std::chrono::nanoseconds timeout{};
@@ -173,14 +175,15 @@ class RowTrial {
       timeout = moment.point.ends_with(".before") ? 150ms : 300ms + 4 * undisturbed_.took;
     }
     daemon.arm(moment.point, "kill");
-    connection->send(TtrpcProbe::request(connection->next_stream(),
-                                         std::string(TtrpcProbe::kTaskService), row_.method,
+    const std::uint32_t stream = connection->next_stream();
+    connection->send(TtrpcProbe::request(stream, std::string(TtrpcProbe::kTaskService), row_.method,
                                          row_.payload(subject), timeout));
     if (row_.ends_meanwhile) ::kill(static_cast<pid_t>(subject.pid), SIGTERM);
     if (!daemon.died()) throw std::runtime_error("the daemon does not come to the failpoint");
     if (caller == Caller::kClosed) connection.reset();
     std::this_thread::sleep_for(timeout);
     daemon.start();
+    return stream;
   }
 
   void see(Subject& subject, TtrpcProbe& probe, const std::string& wanted) {
@@ -188,8 +191,7 @@ class RowTrial {
   }
 
   void check_answer(const Moment& moment, Caller caller, const Subject& subject,
-                    TtrpcProbe& connection) {
-    const std::optional<TtrpcProbe::Reply> reply = connection.read_reply();
+                    const std::optional<TtrpcProbe::Reply>& reply) {
     if (!reply) throw std::runtime_error("the caller gets no answer");
     if (caller != Caller::kLate || moment.answered) {
       check("answer", describe(subject, *reply), undisturbed_.answer);

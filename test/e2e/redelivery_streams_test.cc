@@ -6,6 +6,7 @@
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <cerrno>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -85,9 +86,12 @@ std::string exec_with(const Subject& subject, const Reader& reader, const std::s
   return request.SerializeAsString();
 }
 
-void send(TtrpcProbe& probe, const char* method, const std::string& payload) {
-  REQUIRE(probe.send(TtrpcProbe::request(probe.next_stream(), std::string(TtrpcProbe::kTaskService),
-                                         method, payload)));
+// The stream of the call.
+std::uint32_t send(TtrpcProbe& probe, const char* method, const std::string& payload) {
+  const std::uint32_t stream = probe.next_stream();
+  REQUIRE(probe.send(
+      TtrpcProbe::request(stream, std::string(TtrpcProbe::kTaskService), method, payload)));
+  return stream;
 }
 
 void finish(Bench& bench, Subject subject, std::unique_ptr<TtrpcProbe>& caller) {
@@ -109,12 +113,12 @@ TEST_CASE("redelivery: the output of a half-done Create goes on when it is made 
     const Reader reader(subject, "stdout");
     subject.create.set_stdout(reader.path());
     bench.daemon().arm("runtime.create.ended", "kill");
-    send(*caller, "Create", subject.create.SerializeAsString());
+    const std::uint32_t create = send(*caller, "Create", subject.create.SerializeAsString());
     REQUIRE(bench.daemon().died());
     CHECK_FALSE(reader.ended());
     SECTION("made anew") {
       bench.daemon().start();
-      const auto reply = caller->read_reply();
+      const auto reply = caller->reply_to(create);
       REQUIRE(reply);
       CHECK(reply->code == kOk);
       payload_of(caller->call("Start", request_for<task::StartRequest>(subject)), "Start");
@@ -131,7 +135,7 @@ TEST_CASE("redelivery: the output of a half-done Create goes on when it is made 
     SECTION("it fails when it is run again") {
       fs::remove(fs::path(subject.create.bundle()) / "config.json");
       bench.daemon().start();
-      const auto reply = caller->read_reply();
+      const auto reply = caller->reply_to(create);
       REQUIRE(reply);
       CHECK(reply->code != kOk);
       CHECK(reader.ends());
@@ -158,10 +162,11 @@ TEST_CASE("redelivery: an exec that could not be started ends its output",
     point = "runtime.exec.ended";
   }
   bench.daemon().arm(point, "kill");
-  send(*caller, "Start", request_for<task::StartRequest>(subject).SerializeAsString());
+  const std::uint32_t start =
+      send(*caller, "Start", request_for<task::StartRequest>(subject).SerializeAsString());
   REQUIRE(bench.daemon().died());
   bench.daemon().start();
-  const auto reply = caller->read_reply();
+  const auto reply = caller->reply_to(start);
   REQUIRE(reply);
   CHECK(reply->code != kOk);
   CHECK(reply->message.find("/no/such/program") != std::string::npos);
@@ -182,14 +187,17 @@ TEST_CASE("redelivery: an exec that ends while no daemon is there ends its outpu
   payload_of(caller->call("Start", request_for<task::StartRequest>(subject)), "Start");
   bench.await_log(subject, "exec ran");
   bench.snapshot(subject, *caller);
-  send(*caller, "Wait", request_for<task::WaitRequest>(subject).SerializeAsString());
-  // Answered in order: the Wait has been read.
-  send(*caller, "State", request_for<task::StateRequest>(subject).SerializeAsString());
-  REQUIRE(caller->read_reply());
+  const std::uint32_t wait =
+      send(*caller, "Wait", request_for<task::WaitRequest>(subject).SerializeAsString());
+  // Answered in order: the Wait has been read. A daemon that is killed before it has noted that it
+  // gave this answer leaves it to the next one to give it again.
+  const std::uint32_t state =
+      send(*caller, "State", request_for<task::StateRequest>(subject).SerializeAsString());
+  REQUIRE(caller->reply_to(state));
   bench.daemon().kill();
   ::kill(static_cast<pid_t>(subject.exec_pid), SIGTERM);
   bench.daemon().start();
-  const auto reply = caller->read_reply();
+  const auto reply = caller->reply_to(wait);
   REQUIRE(reply);
   task::WaitResponse response;
   REQUIRE(response.ParseFromString(reply->payload));

@@ -210,6 +210,20 @@ std::optional<TtrpcProbe::Reply> TtrpcProbe::read_reply(std::chrono::millisecond
                response.payload()};
 }
 
+std::optional<TtrpcProbe::Reply> TtrpcProbe::reply_to(std::uint32_t stream,
+                                                      std::chrono::milliseconds deadline) {
+  const auto end = Clock::now() + deadline;
+  for (;;) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now());
+    std::optional<Reply> reply = read_reply(left);
+    if (!reply || reply->stream == stream) return reply;
+    if (reply->stream > last_stream_) {
+      throw std::runtime_error("a reply to stream " + std::to_string(reply->stream) +
+                               ", that was never asked for");
+    }
+  }
+}
+
 bool TtrpcProbe::closed_within(std::chrono::milliseconds deadline) {
   const auto end = Clock::now() + deadline;
   while (fill(received_.size() + 1, end)) {
@@ -228,18 +242,12 @@ TtrpcProbe::Reply TtrpcProbe::call(const std::string& method, const std::string&
   if (!send(request(stream, std::string(kTaskService), method, payload))) {
     throw std::runtime_error(method + ": the daemon does not read");
   }
-  std::optional<Reply> reply = read_reply(kPatience);
-  while (reply && reply->stream < stream) {
-    reply = read_reply(kPatience);
-  }
+  std::optional<Reply> reply = reply_to(stream, kPatience);
   if (!reply) {
     throw std::runtime_error(method + (end_ == End::kClosed ? ": the daemon closed the connection"
                                                             : ": no reply within 10 s"));
   }
-  if (reply->stream != stream) {
-    throw std::runtime_error(method + ": the reply is for stream " + std::to_string(reply->stream));
-  }
-  return *reply;
+  return *std::move(reply);
 }
 
 std::uint32_t TtrpcProbe::next_stream() {

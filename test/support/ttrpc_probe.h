@@ -69,13 +69,17 @@ class TtrpcProbe {
   /// Empty when the connection was closed or the deadline was over; end() says which.
   std::optional<Frame> read_frame(std::chrono::milliseconds deadline = std::chrono::seconds(10));
   std::optional<Reply> read_reply(std::chrono::milliseconds deadline = std::chrono::seconds(10));
+  /// The reply to `stream`, one of next_stream(). Those to the other streams are dropped, as
+  /// containerd's client drops a second answer to an earlier call (its daemon died meanwhile).
+  /// Throws std::runtime_error on a reply to a stream that was never given.
+  std::optional<Reply> reply_to(std::uint32_t stream,
+                                std::chrono::milliseconds deadline = std::chrono::seconds(10));
   End end() const { return end_; }
   /// Reads and drops until the peer closes; false at the deadline.
   bool closed_within(std::chrono::milliseconds deadline);
 
   /// A decent call on the next odd stream; throws std::runtime_error when no reply comes in 10 s.
-  /// For probes that have nothing else under way; as in containerd's client, a second answer to an
-  /// earlier call (its daemon died meanwhile) is dropped.
+  /// For probes that have nothing else under way, see reply_to().
   Reply call(const std::string& method, const google::protobuf::MessageLite& message);
   Reply call(const std::string& method, const std::string& payload);
   std::uint32_t next_stream();
