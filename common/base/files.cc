@@ -26,7 +26,11 @@ Result<> write_all(int fd, std::string_view content, const std::string& name) {
 }  // namespace
 
 Result<std::string> read_file(const std::filesystem::path& path, std::size_t limit) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  return read_file_at(AT_FDCWD, path, limit);
+}
+
+Result<std::string> read_file_at(int dir, const std::filesystem::path& path, std::size_t limit) {
+  UniqueFd fd(::openat(dir, path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) return fail_errno("open", path.native());
   std::string content;
   char buffer[16384];

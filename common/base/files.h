@@ -13,6 +13,9 @@ namespace kuasar {
 
 /// Whole content of a file, at most `limit` bytes: a longer one is kResourceExhausted.
 Result<std::string> read_file(const std::filesystem::path& path, std::size_t limit = 16U << 20);
+/// The same of a file that is named from a directory, given by its descriptor (openat(2)).
+Result<std::string> read_file_at(int dir, const std::filesystem::path& path,
+                                 std::size_t limit = 16U << 20);
 
 /// Writes a file anew (O_TRUNC). For files whose half-written state nobody reads.
 Result<> write_file(const std::filesystem::path& path, std::string_view content,

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <iterator>
 #include <limits>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -31,30 +33,79 @@ bool has_hugetlb(const std::string& dir) {
   return false;
 }
 
-bool has_controller(const std::string& dir, bool v2, Controller controller) {
-  // The file that only a directory with the controller has: v1, v2.
-  struct Mark {
-    Controller controller;
-    const char* v1;
-    const char* v2;
-  };
-  constexpr Mark kMarks[] = {
-      {&CgroupControllers::cpu, "cpu.shares", "cpu.max"},
-      {&CgroupControllers::cpuacct, "cpuacct.usage", "cpu.stat"},
-      {&CgroupControllers::cpuset, "cpuset.cpus", "cpuset.cpus"},
-      {&CgroupControllers::memory, "memory.usage_in_bytes", "memory.current"},
-      {&CgroupControllers::pids, "pids.current", "pids.current"},
-      {&CgroupControllers::io, "blkio.throttle.io_service_bytes", "io.stat"},
-      {&CgroupControllers::freezer, "freezer.state", "cgroup.freeze"},
-  };
-  for (const Mark& mark : kMarks) {
-    if (mark.controller == controller) return has_file(dir, v2 ? mark.v2 : mark.v1);
-  }
-  return has_hugetlb(dir);
+struct Kind {
+  Controller controller;
+  /// As a v1 hierarchy is mounted: /sys/fs/cgroup/memory, /sys/fs/cgroup/cpu,cpuacct.
+  std::string_view name;
+  /// The file that only a directory with the controller has. Null: a page size is in its name.
+  const char* v1;
+  const char* v2;
+};
+
+constexpr Kind kKinds[] = {
+    {&CgroupControllers::cpu, "cpu", "cpu.shares", "cpu.max"},
+    {&CgroupControllers::cpuacct, "cpuacct", "cpuacct.usage", "cpu.stat"},
+    {&CgroupControllers::cpuset, "cpuset", "cpuset.cpus", "cpuset.cpus"},
+    {&CgroupControllers::memory, "memory", "memory.usage_in_bytes", "memory.current"},
+    {&CgroupControllers::pids, "pids", "pids.current", "pids.current"},
+    {&CgroupControllers::io, "blkio", "blkio.throttle.io_service_bytes", "io.stat"},
+    {&CgroupControllers::hugetlb, "hugetlb", nullptr, nullptr},
+    {&CgroupControllers::freezer, "freezer", "freezer.state", "cgroup.freeze"},
+};
+
+const Kind& kind_of(Controller controller) {
+  return *std::find_if(std::begin(kKinds), std::end(kKinds),
+                       [&](const Kind& kind) { return kind.controller == controller; });
 }
 
-void take(ControllerDir& place, const std::string& dir, bool v2) {
-  if (!place || (place.v2 && !v2)) place = {dir, v2};
+// A component of the path is the controller, or a list of them that has it.
+bool names(std::string_view dir, std::string_view controller) {
+  constexpr std::string_view kEnds = "/,";
+  for (std::size_t at = dir.find(controller); at != std::string_view::npos;
+       at = dir.find(controller, at + 1)) {
+    const std::size_t end = at + controller.size();
+    const bool begins = at > 0 && kEnds.find(dir[at - 1]) != std::string_view::npos;
+    if (begins && (end == dir.size() || kEnds.find(dir[end]) != std::string_view::npos)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// The directory of one hierarchy.
+class Place {
+ public:
+  explicit Place(const std::string& dir) : dir_(dir) {}
+
+  const std::string& dir() const { return dir_; }
+  bool v2() {
+    if (!v2_) v2_ = has_file(dir_, "cgroup.controllers");
+    return *v2_;
+  }
+  bool has(const Kind& kind) {
+    if (kind.v1 == nullptr) return has_hugetlb(dir_);
+    return has_file(dir_, v2() ? kind.v2 : kind.v1);
+  }
+
+ private:
+  const std::string& dir_;
+  std::optional<bool> v2_;
+};
+
+ControllerDir find(std::vector<Place>& places, const Kind& kind) {
+  ControllerDir found;
+  const auto search = [&](bool named) {
+    for (Place& place : places) {
+      if (names(place.dir(), kind.name) != named || !place.has(kind)) continue;
+      if (!found || !place.v2()) found = {place.dir(), place.v2()};
+      // Found for good.
+      if (!found.v2) return;
+    }
+  };
+  // Where v1 is mounted is a custom: it says where to look first, and nothing more.
+  search(true);
+  if (!found || found.v2) search(false);
+  return found;
 }
 
 }  // namespace
@@ -72,15 +123,11 @@ CgroupControllers find_controllers(const std::vector<std::string>& dirs) {
 
 CgroupControllers find_controllers(const std::vector<std::string>& dirs,
                                    std::initializer_list<Controller> wanted) {
+  std::vector<Place> places;
+  for (const std::string& dir : dirs) places.emplace_back(dir);
   CgroupControllers found;
-  for (const std::string& dir : dirs) {
-    const bool v2 = has_file(dir, "cgroup.controllers");
-    for (const Controller controller : wanted) {
-      ControllerDir& place = found.*controller;
-      // Found for good.
-      if (place && !place.v2) continue;
-      if (has_controller(dir, v2, controller)) take(place, dir, v2);
-    }
+  for (const Controller controller : wanted) {
+    found.*controller = find(places, kind_of(controller));
   }
   return found;
 }

@@ -41,8 +41,8 @@ struct CgroupControllers {
 /// has the file of a controller has the controller. A v1 hierarchy that has it wins, since a
 /// controller is in one hierarchy only (cgroups(7)); every v2 directory can freeze.
 CgroupControllers find_controllers(const std::vector<std::string>& dirs);
-/// The same of some controllers only: each costs a look into every directory, and hugetlb a walk
-/// through it.
+/// The same of some controllers only: each costs a look or two on v1 where a hierarchy is mounted
+/// under the names of its controllers, else one into every directory; hugetlb a walk through them.
 using Controller = ControllerDir CgroupControllers::*;
 CgroupControllers find_controllers(const std::vector<std::string>& dirs,
                                    std::initializer_list<Controller> wanted);

@@ -1,5 +1,6 @@
 #include "task/cgroup_stats.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <string_view>
 
 #include "base/files.h"
+#include "base/unique_fd.h"
 #include "containerd/cgroups/v1/metrics.pb.h"
 #include "containerd/cgroups/v2/metrics.pb.h"
 #include "os/cgroup_files.h"
@@ -23,13 +25,27 @@ using os::ControllerDir;
 
 constexpr std::uint64_t kMax = std::numeric_limits<std::uint64_t>::max();
 
-std::string text_of(const ControllerDir& place, const char* file) {
-  return place ? read_file(place.file(file)).value_or("") : std::string();
-}
+// The files of one controller: opened by short names, since a container's path is long. None where
+// the controller is not.
+class Files {
+ public:
+  explicit Files(const ControllerDir& place)
+      : v2_(place.v2),
+        dir_(place ? ::open(place.dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC) : -1) {}
 
-std::uint64_t number_of(const ControllerDir& place, std::string_view file) {
-  return place ? os::read_control_number(place.file(file)).value_or(0) : 0;
-}
+  explicit operator bool() const { return static_cast<bool>(dir_); }
+  bool v2() const { return v2_; }
+  std::string text(const std::string& file) const {
+    return dir_ ? read_file_at(dir_.get(), file).value_or("") : std::string();
+  }
+  std::uint64_t number(const std::string& file) const {
+    return os::parse_control_number(text(file)).value_or(0);
+  }
+
+ private:
+  bool v2_;
+  UniqueFd dir_;
+};
 
 // One line of a file of counters and the setter of its field.
 template <typename Message>
@@ -52,21 +68,20 @@ struct CpuTimes {
   std::uint64_t kernel = 0;
 };
 
-CpuTimes cpu_times(const CgroupControllers& controllers) {
-  const ControllerDir& place = controllers.cpuacct;
+CpuTimes cpu_times(const Files& cpuacct) {
   CpuTimes times;
-  if (place.v2) {
-    const std::string stat = text_of(place, "cpu.stat");
+  if (cpuacct.v2()) {
+    const std::string stat = cpuacct.text("cpu.stat");
     times.total = os::keyed_value(stat, "usage_usec").value_or(0) * 1000;
     times.user = os::keyed_value(stat, "user_usec").value_or(0) * 1000;
     times.kernel = os::keyed_value(stat, "system_usec").value_or(0) * 1000;
     return times;
   }
-  times.total = number_of(place, "cpuacct.usage");
+  times.total = cpuacct.number("cpuacct.usage");
   // cpuacct.stat counts clock ticks.
   static const std::uint64_t tick =
       1'000'000'000ULL / static_cast<std::uint64_t>(std::max(1L, ::sysconf(_SC_CLK_TCK)));
-  const std::string stat = text_of(place, "cpuacct.stat");
+  const std::string stat = cpuacct.text("cpuacct.stat");
   times.user = os::keyed_value(stat, "user").value_or(0) * tick;
   times.kernel = os::keyed_value(stat, "system").value_or(0) * tick;
   return times;
@@ -79,32 +94,32 @@ struct Throttling {
   std::uint64_t time = 0;
 };
 
-Throttling throttling(const ControllerDir& cpu) {
-  const std::string stat = text_of(cpu, "cpu.stat");
+Throttling throttling(const Files& cpu) {
+  const std::string stat = cpu.text("cpu.stat");
   Throttling found;
   found.periods = os::keyed_value(stat, "nr_periods").value_or(0);
   found.throttled = os::keyed_value(stat, "nr_throttled").value_or(0);
-  found.time = cpu.v2 ? os::keyed_value(stat, "throttled_usec").value_or(0) * 1000
-                      : os::keyed_value(stat, "throttled_time").value_or(0);
+  found.time = cpu.v2() ? os::keyed_value(stat, "throttled_usec").value_or(0) * 1000
+                        : os::keyed_value(stat, "throttled_time").value_or(0);
   return found;
 }
 
 template <typename Metrics>
-void fill_pids(const ControllerDir& pids, Metrics& metrics, std::uint64_t no_limit) {
+void fill_pids(const Files& pids, Metrics& metrics, std::uint64_t no_limit) {
   if (!pids) return;
-  metrics.mutable_pids()->set_current(number_of(pids, "pids.current"));
-  const std::uint64_t limit = number_of(pids, "pids.max");
+  metrics.mutable_pids()->set_current(pids.number("pids.current"));
+  const std::uint64_t limit = pids.number("pids.max");
   metrics.mutable_pids()->set_limit(limit == kMax ? no_limit : limit);
 }
 
 // ---- v1 ----
 
-v1::MemoryEntry memory_entry(const ControllerDir& memory, const std::string& prefix) {
+v1::MemoryEntry memory_entry(const Files& memory, const std::string& prefix) {
   v1::MemoryEntry entry;
-  entry.set_limit(number_of(memory, prefix + ".limit_in_bytes"));
-  entry.set_usage(number_of(memory, prefix + ".usage_in_bytes"));
-  entry.set_max(number_of(memory, prefix + ".max_usage_in_bytes"));
-  entry.set_failcnt(number_of(memory, prefix + ".failcnt"));
+  entry.set_limit(memory.number(prefix + ".limit_in_bytes"));
+  entry.set_usage(memory.number(prefix + ".usage_in_bytes"));
+  entry.set_max(memory.number(prefix + ".max_usage_in_bytes"));
+  entry.set_failcnt(memory.number(prefix + ".failcnt"));
   return entry;
 }
 
@@ -169,14 +184,14 @@ void fill_io_entries(const std::string& text,
   }
 }
 
-void fill_memory(const ControllerDir& memory, v1::Metrics& metrics) {
+void fill_memory(const Files& memory, v1::Metrics& metrics) {
   v1::MemoryStat& stat = *metrics.mutable_memory();
-  fill(stat, text_of(memory, "memory.stat"), kMemoryV1);
+  fill(stat, memory.text("memory.stat"), kMemoryV1);
   *stat.mutable_usage() = memory_entry(memory, "memory");
   *stat.mutable_swap() = memory_entry(memory, "memory.memsw");
   *stat.mutable_kernel() = memory_entry(memory, "memory.kmem");
   *stat.mutable_kernel_tcp() = memory_entry(memory, "memory.kmem.tcp");
-  fill(*metrics.mutable_memory_oom_control(), text_of(memory, "memory.oom_control"), kOomV1);
+  fill(*metrics.mutable_memory_oom_control(), memory.text("memory.oom_control"), kOomV1);
 }
 
 // ---- v2 ----
@@ -221,16 +236,16 @@ constexpr Field<v2::MemoryEvents> kEventsV2[] = {
     {"oom_kill", &v2::MemoryEvents::set_oom_kill},
 };
 
-void fill_memory(const ControllerDir& memory, v2::Metrics& metrics) {
+void fill_memory(const Files& memory, v2::Metrics& metrics) {
   v2::MemoryStat& stat = *metrics.mutable_memory();
-  fill(stat, text_of(memory, "memory.stat"), kMemoryV2);
-  stat.set_usage(number_of(memory, "memory.current"));
-  stat.set_usage_limit(number_of(memory, "memory.max"));
-  stat.set_swap_usage(number_of(memory, "memory.swap.current"));
-  stat.set_swap_limit(number_of(memory, "memory.swap.max"));
-  stat.set_max_usage(number_of(memory, "memory.peak"));
-  stat.set_swap_max_usage(number_of(memory, "memory.swap.peak"));
-  fill(*metrics.mutable_memory_events(), text_of(memory, "memory.events"), kEventsV2);
+  fill(stat, memory.text("memory.stat"), kMemoryV2);
+  stat.set_usage(memory.number("memory.current"));
+  stat.set_usage_limit(memory.number("memory.max"));
+  stat.set_swap_usage(memory.number("memory.swap.current"));
+  stat.set_swap_limit(memory.number("memory.swap.max"));
+  stat.set_max_usage(memory.number("memory.peak"));
+  stat.set_swap_max_usage(memory.number("memory.swap.peak"));
+  fill(*metrics.mutable_memory_events(), memory.text("memory.events"), kEventsV2);
 }
 
 // "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0" lines.
@@ -264,45 +279,47 @@ void fill_io(const std::string& text, v2::IOStat& io) {
 }  // namespace
 
 void fill_metrics(const CgroupControllers& controllers, v1::Metrics& metrics) {
-  const CpuTimes times = cpu_times(controllers);
+  const Files cpuacct(controllers.cpuacct);
+  const CpuTimes times = cpu_times(cpuacct);
   v1::CPUUsage& usage = *metrics.mutable_cpu()->mutable_usage();
   usage.set_total(times.total);
   usage.set_user(times.user);
   usage.set_kernel(times.kernel);
-  if (!controllers.cpuacct.v2) {
-    std::istringstream per_cpu(text_of(controllers.cpuacct, "cpuacct.usage_percpu"));
+  if (!cpuacct.v2()) {
+    std::istringstream per_cpu(cpuacct.text("cpuacct.usage_percpu"));
     for (std::uint64_t value = 0; per_cpu >> value;) usage.add_per_cpu(value);
   }
-  const Throttling throttled = throttling(controllers.cpu);
+  const Throttling throttled = throttling(Files(controllers.cpu));
   v1::Throttle& throttle = *metrics.mutable_cpu()->mutable_throttling();
   throttle.set_periods(throttled.periods);
   throttle.set_throttled_periods(throttled.throttled);
   throttle.set_throttled_time(throttled.time);
   // v1's message says "no limit" by 0.
-  fill_pids(controllers.pids, metrics, 0);
-  if (controllers.memory && !controllers.memory.v2) fill_memory(controllers.memory, metrics);
+  fill_pids(Files(controllers.pids), metrics, 0);
+  if (controllers.memory && !controllers.memory.v2) fill_memory(Files(controllers.memory), metrics);
   if (controllers.io && !controllers.io.v2) {
+    const Files io(controllers.io);
     v1::BlkIOStat& blkio = *metrics.mutable_blkio();
-    fill_io_entries(text_of(controllers.io, "blkio.throttle.io_service_bytes_recursive"),
+    fill_io_entries(io.text("blkio.throttle.io_service_bytes_recursive"),
                     *blkio.mutable_io_service_bytes_recursive());
-    fill_io_entries(text_of(controllers.io, "blkio.throttle.io_serviced_recursive"),
+    fill_io_entries(io.text("blkio.throttle.io_serviced_recursive"),
                     *blkio.mutable_io_serviced_recursive());
   }
 }
 
 void fill_metrics(const CgroupControllers& controllers, v2::Metrics& metrics) {
-  const CpuTimes times = cpu_times(controllers);
+  const CpuTimes times = cpu_times(Files(controllers.cpuacct));
   v2::CPUStat& cpu = *metrics.mutable_cpu();
   cpu.set_usage_usec(times.total / 1000);
   cpu.set_user_usec(times.user / 1000);
   cpu.set_system_usec(times.kernel / 1000);
-  const Throttling throttled = throttling(controllers.cpu);
+  const Throttling throttled = throttling(Files(controllers.cpu));
   cpu.set_nr_periods(throttled.periods);
   cpu.set_nr_throttled(throttled.throttled);
   cpu.set_throttled_usec(throttled.time / 1000);
-  fill_pids(controllers.pids, metrics, kMax);
-  if (controllers.memory.v2) fill_memory(controllers.memory, metrics);
-  if (controllers.io.v2) fill_io(text_of(controllers.io, "io.stat"), *metrics.mutable_io());
+  fill_pids(Files(controllers.pids), metrics, kMax);
+  if (controllers.memory.v2) fill_memory(Files(controllers.memory), metrics);
+  if (controllers.io.v2) fill_io(Files(controllers.io).text("io.stat"), *metrics.mutable_io());
 }
 
 Result<google::protobuf::Any> cgroup_stats(const std::vector<std::string>& dirs) {

@@ -74,6 +74,24 @@ TEST_CASE("cgroup: each controller is found where it is: v1, v2, hybrid") {
   CHECK(find_controllers({"/nowhere/at/all"}) == CgroupControllers());
 }
 
+TEST_CASE("cgroup: a directory's name says where to look first, its files what is there") {
+  const FakeCgroups tree = FakeCgroups::v1();
+  const std::string v1 = tree.dir("odd");
+  const std::string v2 = v1 + "/memory";
+  std::filesystem::create_directories(v2);
+  REQUIRE(write_file(v1 + "/memory.usage_in_bytes", "0\n"));
+  REQUIRE(write_file(v2 + "/memory.current", "0\n"));
+  REQUIRE(write_file(v2 + "/cgroup.controllers", "memory\n"));
+  const auto memory = [](const std::vector<std::string>& dirs) {
+    return find_controller(dirs, &CgroupControllers::memory);
+  };
+  CHECK(memory({v2, v1}) == ControllerDir{v1, false});
+  CHECK(memory({v2}) == ControllerDir{v2, true});
+  CHECK(memory({v1, tree.dir("memory")}) == ControllerDir{tree.dir("memory"), false});
+  CHECK(memory({tree.dir("memory") + "/no-such-cgroup", v1}) == ControllerDir{v1, false});
+  CHECK_FALSE(memory({tree.dir("cpu")}));
+}
+
 TEST_CASE("cgroup limits: the same limits in the files of v1 and of v2") {
   CgroupLimits limits;
   limits.cpu_shares = 1024;
