@@ -79,6 +79,12 @@ class BlockingPool {
     return run(std::move(recorded), file, line);
   }
 
+  /// Work that nobody waits for but the destructor.
+  template <typename F>
+  void submit(F work) {
+    asio::post(threads_, std::move(work));
+  }
+
   /// What has not ended `age` after its beginning, waiting for a thread included; oldest first. For
   /// the io thread.
   std::vector<Work> older_than(std::chrono::nanoseconds age) const;
@@ -86,11 +92,6 @@ class BlockingPool {
   std::size_t size() const { return begun_.size(); }
 
  private:
-  template <typename F>
-  void submit(F work) {
-    asio::post(threads_, std::move(work));
-  }
-
   /// Of the io thread.
   std::list<Work> begun_;
   asio::thread_pool threads_;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <mutex>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -192,6 +193,16 @@ Result<std::vector<std::string>> own_cgroups_of(pid_t pid) {
     if (!shared) out.push_back(dir);
   }
   return out;
+}
+
+void prepare_cgroup_move() {
+  static std::mutex at_it;
+  const std::unique_lock lock(at_it, std::try_to_lock);
+  if (!lock) return;
+  for (const std::string& dir : member_dirs("thread-self")) {
+    // Of v1: one thread, not its process. All hierarchies have one lock.
+    if (write_control(dir + "/tasks", std::to_string(::gettid()))) return;
+  }
 }
 
 bool in_cgroups(pid_t pid, const std::vector<std::string>& dirs) {

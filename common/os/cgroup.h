@@ -70,6 +70,14 @@ Result<std::vector<std::string>> make_container_cgroups(const std::string& path,
 /// Where that makes them, perhaps not all of them there. Empty for an empty path.
 Result<std::vector<std::string>> container_cgroups(const std::string& path);
 
+/// Pays for a move between cgroups that somebody else is about to make. The first for a while waits
+/// some 10 ms for a grace period of RCU (percpu_down_write() of cgroup_threadgroup_rwsem, since
+/// Linux 4.9); those that come within another one do not. So this moves the calling thread to where
+/// it is, while the OCI runtime gets ready to move its process. Blocks that long, cannot fail, and
+/// does nothing while another thread is at it. For v1 alone: on v2 OCI runtimes may clone into the
+/// cgroup (Linux 5.7), which would wait for this instead.
+void prepare_cgroup_move();
+
 /// Whether a process, running or ended and not reaped yet, is in one of the cgroups or below one.
 bool in_cgroups(pid_t pid, const std::vector<std::string>& dirs);
 

@@ -68,6 +68,7 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(const std::string cgroups_path, plan.spec.cgroups_path());
   CO_TRY(entry->poststart_hooks, plan.spec.has_poststart_hooks());
+  pool_.submit(os::prepare_cgroup_move);
   CO_CHECK(co_await mount_rootfs(plan));
 
   oci::CreateArgs args;
@@ -145,6 +146,7 @@ oci::ExecArgs OciDriver::exec_args(const ExecPlan& plan) {
 Task<Result<>> OciDriver::exec(ExecPlan plan, const Stdio& stdio) {
   const OciEntryPtr entry = find_oci(plan.ref.container);
   if (!entry) co_return fail(gone(plan.ref));
+  pool_.submit(os::prepare_cgroup_move);
   oci::ExecArgs args = exec_args(plan);
   args.stdin_fd = stdio.stdin_fd();
   args.stdout_fd = stdio.stdout_fd();

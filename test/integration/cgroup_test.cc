@@ -4,10 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <chrono>
 #include <filesystem>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/files.h"
@@ -107,6 +109,29 @@ TEST_CASE_METHOD(CgroupFixture, "cgroup: what is frozen can be killed, and is th
   CHECK(io.run(spawner.wait(process)).code == 137);
   CHECK(test::wait_until([&] { return cgroup_pids(dirs).empty(); }, 5s));
   CHECK_FALSE(is_frozen(dirs));
+}
+
+TEST_CASE_METHOD(CgroupFixture,
+                 "cgroup: who prepares for a move stays where it is, and so do others",
+                 "[root][cgroup]") {
+  std::atomic<int> moved = 0;
+  const auto stay = [&] {
+    // Of v1; nowhere else is it done.
+    for (const std::string& dir : dirs) {
+      (void)write_control(dir + "/tasks", std::to_string(::gettid()));
+    }
+    for (int i = 0; i < 20; ++i) {
+      const std::string before = read_file("/proc/thread-self/cgroup").value();
+      prepare_cgroup_move();
+      if (read_file("/proc/thread-self/cgroup").value() != before) ++moved;
+    }
+  };
+  const std::string before = read_file("/proc/self/cgroup").value();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(stay);
+  for (std::thread& thread : threads) thread.join();
+  CHECK(moved == 0);
+  CHECK(read_file("/proc/self/cgroup").value() == before);
 }
 
 TEST_CASE_METHOD(CgroupFixture, "cgroup: limits are set, raised and lowered in the kernel",
