@@ -71,11 +71,11 @@ Result<std::vector<std::string>> make_container_cgroups(const std::string& path,
 Result<std::vector<std::string>> container_cgroups(const std::string& path);
 
 /// Pays for a move between cgroups that somebody else is about to make. The first for a while waits
-/// some 10 ms for a grace period of RCU (percpu_down_write() of cgroup_threadgroup_rwsem, since
-/// Linux 4.9); those that come within another one do not. So this moves the calling thread to where
-/// it is, while the OCI runtime gets ready to move its process. Blocks that long, cannot fail, and
-/// does nothing while another thread is at it. For v1 alone: on v2 OCI runtimes may clone into the
-/// cgroup (Linux 5.7), which would wait for this instead.
+/// some 10 ms for a grace period of RCU (rcu_sync_enter() below cgroup_procs_write_start(), seen on
+/// Linux 6.18); those that come within another one do not. So this moves the calling thread to
+/// where it is, while the OCI runtime gets ready to move its process. Blocks that long, cannot
+/// fail, and does nothing while another thread is at it. For v1 alone: on v2 OCI runtimes may clone
+/// into the cgroup (clone(2): CLONE_INTO_CGROUP, Linux 5.7), which would wait for this instead.
 void prepare_cgroup_move();
 
 /// Whether a process, running or ended and not reaped yet, is in one of the cgroups or below one.
