@@ -1,4 +1,4 @@
-#include "async/gate.h"
+#include "async/fair_gate.h"
 #include "base/helper.h"
 #include "base/log.h"
 #include "daemon/sandboxer.h"
@@ -12,13 +12,15 @@ namespace {
 
 using namespace kuasar;
 
-/// The OCI runtimes and the gate before them, shared by the driver's calls.
+/// The OCI runtimes and the gate before them, shared by the driver's calls. One pod may take half
+/// of the gate: whatever it does, others find a place.
 struct Tools {
-  Gate gate;
+  FairGate gate;
   oci::OciRuntimes runtimes;
 
   Tools(os::Spawner& spawner, const runc::RuncConfig& config, const std::string& root)
-      : gate(static_cast<std::size_t>(config.gate_width)),
+      : gate(static_cast<std::size_t>(config.gate_width),
+             static_cast<std::size_t>((config.gate_width + 1) / 2)),
         runtimes(spawner, gate, oci::RuntimeConfig{config.runtime, root, config.runtime_timeout}) {}
 };
 
@@ -37,6 +39,7 @@ Result<daemon::Engine> make_engine(daemon::Parts& parts, const runc::RuncConfig&
       sandbox::PodTools{parts.pool, parts.spawner, parts.paths, pid_init, config.default_sysctls});
   engine.driver =
       std::make_unique<task::OciDriver>(parts.spawner, parts.pool, parts.holder, tools->runtimes);
+  engine.gate = &tools->gate;
   engine.tools = std::move(tools);
   return engine;
 }

@@ -20,8 +20,9 @@ namespace {
 
 using ctl::v1::HealthResponse;
 
-/// An OCI runtime that runs longer is told.
-constexpr std::uint64_t kSlowRuntime = 30;
+/// An OCI runtime that runs longer, or waits longer for its turn, is reported.
+constexpr std::uint64_t kSlowRuntime = 10;
+constexpr std::uint64_t kSlowGate = 1;
 
 std::uint64_t age_in_seconds(pid_t pid) {
   const Result<unsigned long long> start = os::process_start_time(pid);
@@ -47,13 +48,25 @@ void add_slow_runtimes(const keeper::KeeperClient& keeper, HealthResponse& respo
   }
 }
 
+void add_gate(const FairGate& gate, HealthResponse& response) {
+  const FairGate::Oldest oldest = gate.oldest();
+  const auto seconds = static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::seconds>(oldest.age).count());
+  if (seconds < kSlowGate) return;
+  HealthResponse::Slow* slow = response.add_slow();
+  slow->set_what(fmt::format("wait of pod {} for the OCI runtime ({} runs wait)", oldest.key,
+                             gate.waiting()));
+  slow->set_seconds(seconds);
+}
+
 }  // namespace
 
 std::function<void(HealthResponse&)> describe_daemon(std::string name, const DaemonConfig& config,
                                                      const keeper::KeeperClient& keeper,
-                                                     const task::EventPublisher& events) {
+                                                     const task::EventPublisher& events,
+                                                     const FairGate* gate) {
   const auto began = task::to_timestamp(std::chrono::system_clock::now());
-  return [name = std::move(name), &config, &keeper, &events, began](HealthResponse& response) {
+  return [name = std::move(name), &config, &keeper, &events, gate, began](HealthResponse& response) {
     response.set_name(name);
     response.set_version(std::string(version()));
     response.set_pid(::getpid());
@@ -66,6 +79,7 @@ std::function<void(HealthResponse&)> describe_daemon(std::string name, const Dae
     response.set_events_waiting(events.pending());
     response.set_events_dropped(events.dropped());
     add_slow_runtimes(keeper, response);
+    if (gate != nullptr) add_gate(*gate, response);
   };
 }
 

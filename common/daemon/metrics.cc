@@ -128,6 +128,14 @@ void Metrics::Registry::tell(const Gauges& g) {
   gauge("kuasar_pool_work", "Blocking work that runs or waits for a thread.",
         static_cast<double>(g.pool_work));
   gauge("kuasar_pool_oldest_work_seconds", "Age of the oldest such work.", g.pool_oldest_seconds);
+  gauge("kuasar_gate_waiting", "Runs of the OCI runtime that wait for their turn.",
+        static_cast<double>(g.gate_waiting));
+  gauge("kuasar_gate_oldest_wait_seconds", "How long the first of them has waited.",
+        g.gate_oldest_seconds);
+  counter("kuasar_gate_passes_total", "Runs of the OCI runtime that came to the gate.",
+          static_cast<double>(g.gate_passes));
+  counter("kuasar_gate_wait_seconds_total", "Time that runs of the OCI runtime have waited.",
+          g.gate_waited_seconds);
   counter("kuasar_orphans_removed_total", "Pods removed because containerd did not know them.",
           static_cast<double>(g.orphans_removed));
   gauge("kuasar_keeper_descriptors", "Descriptors that the keeper holds for this daemon.",

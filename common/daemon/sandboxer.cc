@@ -41,8 +41,11 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// What a call that runs may take when we are told to end.
-constexpr auto kFinishTimeout = 5s;
+// What a call that runs may take when we are told to end, while all others are served; then what
+// those take that came meanwhile; then what is left of the end.
+constexpr auto kFinishTimeout = 3s;
+constexpr auto kHaltTimeout = 500ms;
+constexpr auto kEndTimeout = 1500ms;
 constexpr auto kEventGrace = 1s;
 constexpr const char* kControllerListener = "listen/controller";
 constexpr const char* kTaskListener = "listen/task";
@@ -79,14 +82,14 @@ class Service {
         controller_(io, manager_, pool, "ttrpc+unix://" + store.paths().task_socket().native()),
         telemetry_(io,
                    {pool, manager_, orphans_, controller_, tasks_, task_server_, publisher_,
-                    *keeping.client},
+                    *keeping.client, engine.gate},
                    {.name = defaults.name,
                     .version = std::string(version()),
                     .starts = count_start(store.paths().starts())}),
         config_(config),
         background_(engine.background),
         ctl_(io, {pool, store, manager_, tasks_,
-                  describe_daemon(defaults.name, config, *keeping.client, publisher_)}),
+                  describe_daemon(defaults.name, config, *keeping.client, publisher_, engine.gate)}),
         group_(io),
         collectors_(io),
         keepers_(io) {
@@ -134,20 +137,28 @@ class Service {
     co_return Result<>();
   }
 
-  // Task calls stop being read first: what containerd asks for from then on waits in its
-  // connection for the next daemon. The Controller is served until the last of the calls that
-  // run has ended: from its end until the next daemon's first accept containerd's calls wait in
-  // the socket's backlog (T27).
+  // What runs is finished while everything is served. Then task calls stop being read: what
+  // containerd asks for from then on waits in its connection for the next daemon. The Controller is
+  // served until the last of the calls that run has ended: from its end until the next daemon's
+  // first accept containerd's calls wait in the socket's backlog (T27). What does not end in time
+  // goes on in the keeper, and the next daemon takes it over as after a kill -9.
   Task<> stop() {
-    co_await ctl_.stop();
-    co_await telemetry_.stop();
+    co_await task_server_.finish_running(kFinishTimeout);
+    asio::steady_timer too_late(co_await asio::this_coro::executor, kHaltTimeout + kEndTimeout);
+    too_late.async_wait([](const boost::system::error_code& ec) {
+      if (!ec) leave_to_the_next();
+    });
     connections_.end();
     orphans_.stop();
-    co_await task_server_.stop(kFinishTimeout);
+    const bool finished = co_await task_server_.halt(kHaltTimeout);
+    if (!finished) leave_to_the_next();
+    co_await ctl_.stop();
+    co_await telemetry_.stop();
+    co_await task_server_.stop(0s);
     manager_.begin_stop();
     co_await controller_.stop();
     co_await collectors_.join();
-    co_await tasks_.quiesce(kFinishTimeout);
+    co_await tasks_.quiesce(kEndTimeout);
     co_await tasks_.stop();
     co_await manager_.stop_watching();
     co_await publisher_.drain(kEventGrace);
@@ -155,6 +166,13 @@ class Service {
     co_await group_.join();
     keepers_.cancel();
     co_await keepers_.join();
+  }
+
+  [[noreturn]] static void leave_to_the_next() {
+    log::warning({},
+                 "calls still run: they are left to the keeper, and the next daemon goes on with "
+                 "them");
+    ::_exit(0);
   }
 
   keeper::KeeperSpawner& spawner_;

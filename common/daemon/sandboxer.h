@@ -5,6 +5,7 @@
 #include <string>
 
 #include "async/blocking_pool.h"
+#include "async/fair_gate.h"
 #include "async/task.h"
 #include "base/error.h"
 #include "daemon/args.h"
@@ -31,6 +32,8 @@ struct Engine {
   std::shared_ptr<void> tools;
   std::unique_ptr<sandbox::SandboxFactory> factory;
   std::unique_ptr<task::ContainerDriver> driver;
+  /// Where its work waits for its turn, for metrics and health; null: nowhere.
+  const FairGate* gate = nullptr;
   /// Work beside all calls, or nothing; runs from the recovery on until it is cancelled at the
   /// stop.
   std::vector<std::function<Task<>()>> background;

@@ -89,6 +89,14 @@ Gauges Telemetry::look() const {
         std::chrono::duration<double>(std::chrono::steady_clock::now() - work.front().since)
             .count();
   }
+  if (sources_.gate != nullptr) {
+    const FairGate::Totals& totals = sources_.gate->totals();
+    gauges.gate_waiting = sources_.gate->waiting();
+    gauges.gate_oldest_seconds =
+        std::chrono::duration<double>(sources_.gate->oldest().age).count();
+    gauges.gate_passes = totals.passes;
+    gauges.gate_waited_seconds = std::chrono::duration<double>(totals.waited).count();
+  }
   gauges.orphans_removed = sources_.orphans.removed();
   gauges.keeper_descriptors = sources_.keeper.held_count();
   gauges.keeper_children = sources_.keeper.children().size();

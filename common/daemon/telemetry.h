@@ -5,6 +5,7 @@
 #include <string>
 
 #include "async/blocking_pool.h"
+#include "async/fair_gate.h"
 #include "async/task_group.h"
 #include "daemon/metrics.h"
 #include "daemon/metrics_server.h"
@@ -44,6 +45,8 @@ class Telemetry {
     ttrpc::Server& task_server;
     task::EventPublisher& events;
     keeper::KeeperClient& keeper;
+    /// May be null.
+    const FairGate* gate = nullptr;
   };
 
   Telemetry(asio::any_io_executor executor, Sources sources, DaemonFacts facts);

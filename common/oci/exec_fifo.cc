@@ -5,13 +5,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <utility>
 
+#include "async/event.h"
 #include "base/failpoint.h"
 #include "base/unique_fd.h"
+#include "os/pidfd.h"
 #include "os/process_stop.h"
+#include "os/readable.h"
 
 namespace kuasar::oci {
 namespace {
@@ -34,36 +36,36 @@ Result<UniqueFd> open_reader(int pidfd, pid_t pid, const std::string& fifo) {
   return failed;
 }
 
-// Ends when the byte is there, or the process has ended.
-Result<> await_byte(int reader, int pidfd, const std::string& fifo,
-                    std::chrono::milliseconds timeout) {
-  pollfd watched[] = {{reader, POLLIN, 0}, {pidfd, POLLIN, 0}};
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  for (;;) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
-        deadline - std::chrono::steady_clock::now());
-    const int ready = ::poll(watched, 2, static_cast<int>(std::max(left, 0ms).count()));
-    if (ready < 0 && errno != EINTR) return fail_errno("poll", fifo);
-    if ((watched[0].revents & POLLIN) != 0) return {};
-    if (ready > 0 && watched[1].revents != 0) {
-      return fail(Code::kUnknown, "OCI runtime start failed: container process is already dead");
-    }
-    if (left <= 0ms) {
-      return fail(Code::kDeadlineExceeded,
-                  "OCI runtime start failed: the container's init does not come to {} within {} ms",
-                  fifo, timeout.count());
-    }
+// Ends when the byte is there, or the process has ended. The container's CPU limit decides how long
+// its init takes, so no thread waits for it.
+Task<Result<>> await_byte(int reader, int pidfd, std::string fifo,
+                          std::chrono::milliseconds timeout) {
+  const asio::any_io_executor executor = co_await asio::this_coro::executor;
+  Event came;
+  const auto set = [&came] { came.set(); };
+  const os::WhenReadable byte(executor, reader, set);
+  const os::WhenReadable end(executor, pidfd, set);
+  co_await came.wait_for(timeout);
+  pollfd now{reader, POLLIN, 0};
+  if (::poll(&now, 1, 0) == 1 && (now.revents & POLLIN) != 0) co_return Result<>();
+  if (os::pidfd_exited(pidfd)) {
+    co_return fail(Code::kUnknown,
+                   "OCI runtime start failed: container process is already dead");
   }
+  co_return fail(
+      Code::kDeadlineExceeded,
+      "OCI runtime start failed: the container's init does not come to {} within {} ms", fifo,
+      timeout.count());
 }
 
-Result<> take_byte(int reader, int pidfd, const std::string& fifo,
-                   std::chrono::milliseconds timeout) {
-  CHECK_OK(await_byte(reader, pidfd, fifo, timeout));
-  if (::unlink(fifo.c_str()) != 0 && errno != ENOENT) return fail_errno("unlink", fifo);
+Task<Result<>> take_byte(int reader, int pidfd, std::string fifo,
+                         std::chrono::milliseconds timeout) {
+  CO_CHECK(co_await await_byte(reader, pidfd, fifo, timeout));
+  if (::unlink(fifo.c_str()) != 0 && errno != ENOENT) co_return fail_errno("unlink", fifo);
   failpoint("runtime.start.taken");
   char byte = 0;
   [[maybe_unused]] const ssize_t got = ::read(reader, &byte, 1);
-  return {};
+  co_return Result<>();
 }
 
 }  // namespace
@@ -95,10 +97,7 @@ Task<Result<>> let_init_go(os::FdHolder& holder, BlockingPool& pool, std::string
   failpoint("runtime.start.held");
   os::continue_process(pidfd);
   failpoint("runtime.start.resumed");
-  auto take = [fd = reader->get(), pidfd, fifo, timeout] {
-    return take_byte(fd, pidfd, fifo, timeout);
-  };
-  Result<> taken = co_await pool.run(std::move(take));
+  Result<> taken = co_await take_byte(reader->get(), pidfd, fifo, timeout);
   if (taken) holder.drop(name);
   co_return taken;
 }

@@ -10,6 +10,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -18,11 +19,17 @@
 #include "base/ids.h"
 #include "base/log.h"
 #include "oci/runtime_log.h"
+#include "os/cgroup.h"
 #include "os/pidfd.h"
 #include "os/spawn.h"
 
 namespace kuasar::oci {
 namespace {
+
+// How often it is looked whether a runtime has got as far as the container's cgroup (a create of
+// runc 1.1 needs some 10 ms of CPU for that), and the longest that it may keep others out.
+constexpr std::chrono::milliseconds kPassLook{10};
+constexpr std::chrono::seconds kLongestPass{1};
 
 constexpr std::string_view kDefaultPath =
     "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -67,6 +74,53 @@ Task<os::ExitStatus> wait_or_kill(os::Spawner& spawner, std::shared_ptr<Child> c
   spawner.acknowledge(child->process);
   co_return status;
 }
+
+// Gives a run's pass back before the run has ended.
+class EarlyLeave : public std::enable_shared_from_this<EarlyLeave> {
+ public:
+  /// Ends the watch; the pass goes back.
+  struct Guard {
+    std::shared_ptr<EarlyLeave> early;
+    ~Guard() { early->leave(); }
+  };
+
+  EarlyLeave(const FairGate& gate, FairGate::Pass pass) : gate_(gate), pass_(std::move(pass)) {}
+
+  /// `runtime` is not reaped before leave().
+  void watch(const asio::any_io_executor& executor, pid_t runtime) {
+    runtime_ = runtime;
+    timer_.emplace(executor);
+    until_ = std::chrono::steady_clock::now() + kLongestPass;
+    look_later();
+  }
+  void leave() {
+    if (timer_) timer_->cancel();
+    runtime_ = -1;
+    pass_.give_back();
+  }
+
+ private:
+  void look_later() {
+    timer_->expires_after(kPassLook);
+    timer_->async_wait([self = shared_from_this()](const boost::system::error_code& ec) {
+      if (!ec && self->runtime_ > 0) self->look();
+    });
+  }
+  void look() {
+    // Nobody waits: nothing is won by looking into /proc.
+    if (gate_.waiting() > 0 && (std::chrono::steady_clock::now() >= until_ ||
+                                os::has_child_in_other_cgroup(runtime_))) {
+      return leave();
+    }
+    look_later();
+  }
+
+  const FairGate& gate_;
+  FairGate::Pass pass_;
+  pid_t runtime_ = -1;
+  std::optional<asio::steady_timer> timer_;
+  std::chrono::steady_clock::time_point until_;
+};
 
 Result<UniqueFd> begin_log(const std::string& path) {
   UniqueFd fd(
@@ -146,7 +200,7 @@ Error in_context(Error error, std::string_view verb) {
 
 }  // namespace
 
-OciRuntime::OciRuntime(os::Spawner& spawner, Gate& gate, RuntimeConfig config)
+OciRuntime::OciRuntime(os::Spawner& spawner, FairGate& gate, RuntimeConfig config)
     : spawner_(spawner), gate_(gate), config_(std::move(config)) {}
 
 std::string OciRuntime::name() const {
@@ -179,7 +233,8 @@ void OciRuntime::forget(const std::string& id) {
 
 Task<Result<>> OciRuntime::run(Run run, std::string key) {
   Span queueing(run.timeline, "gate", SpanKind::kWait);
-  const Gate::Pass pass = co_await gate_.enter();
+  auto early = std::make_shared<EarlyLeave>(gate_, co_await gate_.enter(run.pod));
+  const EarlyLeave::Guard leaving{early};
   queueing.end();
   os::ProcessSpec spec;
   spec.argv = std::move(run.argv);
@@ -195,6 +250,7 @@ Task<Result<>> OciRuntime::run(Run run, std::string key) {
         "handler in containerd's)",
         name()));
   }
+  early->watch(co_await asio::this_coro::executor, process->pid);
   failpoint("runtime.", run.verb, ".spawned");
   const Span running(run.timeline, "OCI runtime", SpanKind::kWait);
   Result<> done = co_await wait_for(std::move(*process), run.log_file);
@@ -240,6 +296,7 @@ Task<Result<pid_t>> OciRuntime::create(CreateArgs args) {
   Run run_now;
   run_now.verb = "create";
   run_now.id = args.id;
+  run_now.pod = args.pod;
   run_now.log_file = args.log_file;
   run_now.argv = create_argv(*flags, create, args.id);
   run_now.timeline = args.timeline;
@@ -269,6 +326,7 @@ Task<Result<pid_t>> OciRuntime::exec(ExecArgs args) {
   Run run_now;
   run_now.verb = "exec";
   run_now.id = args.id;
+  run_now.pod = args.pod;
   run_now.exec = args.exec;
   run_now.log_file = args.log_file;
   run_now.argv = exec_argv(*flags, exec, args.id);
@@ -316,7 +374,8 @@ Task<> OciRuntime::abandon_create(std::string id) {
   co_await wait_or_kill(spawner_, child, config_.timeout);
 }
 
-Task<Result<>> OciRuntime::start(std::string id, std::string log_file, TimelinePtr timeline) {
+Task<Result<>> OciRuntime::start(std::string id, std::string pod, std::string log_file,
+                                 TimelinePtr timeline) {
   Result<GlobalFlags> flags = global_flags(id, log_file);
   if (!flags) co_return fail(in_context(std::move(flags).error(), "start"));
   Run run_now;
@@ -324,6 +383,7 @@ Task<Result<>> OciRuntime::start(std::string id, std::string log_file, TimelineP
   run_now.argv = start_argv(*flags, id);
   run_now.timeline = std::move(timeline);
   run_now.id = std::move(id);
+  run_now.pod = std::move(pod);
   run_now.log_file = std::move(log_file);
   Result<> done = co_await run_quietly(std::move(run_now));
   if (!done) co_return fail(in_context(std::move(done).error(), "start"));
@@ -348,6 +408,7 @@ Task<Result<>> OciRuntime::checkpoint(CheckpointArgs args) {
     if (!writer) co_return Result<>();
   }
   run_now.id = std::move(args.id);
+  run_now.pod = std::move(args.pod);
   run_now.log_file = std::move(args.log_file);
   Result<> done = co_await run_quietly(std::move(run_now));
   // There may be more of them: the next daemon is to find the last.
@@ -360,7 +421,8 @@ Task<Result<>> OciRuntime::checkpoint(CheckpointArgs args) {
   co_return fail(std::move(error));
 }
 
-Task<Result<>> OciRuntime::remove(std::string id, std::string log_file, bool force) {
+Task<Result<>> OciRuntime::remove(std::string id, std::string pod, std::string log_file,
+                                  bool force) {
   // A log that cannot be written (its directory is gone, the disk is full) must not keep a
   // container alive.
   if (!begin_log(log_file)) log_file = "/dev/null";
@@ -371,6 +433,7 @@ Task<Result<>> OciRuntime::remove(std::string id, std::string log_file, bool for
     Run run_now;
     run_now.verb = "delete";
     run_now.id = id;
+    run_now.pod = std::move(pod);
     run_now.argv = delete_argv(*flags, id, force);
     run_now.log_file = std::move(log_file);
     done = co_await run_quietly(std::move(run_now));

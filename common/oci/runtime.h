@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "async/gate.h"
+#include "async/fair_gate.h"
 #include "async/task.h"
 #include "base/error.h"
 #include "base/timeline.h"
@@ -29,6 +29,8 @@ struct RuntimeConfig {
 /// Everything that `create` needs.
 struct CreateArgs {
   std::string id;
+  /// The key at the gate: pods do not wait for each other's runtimes.
+  std::string pod;
   /// Our own bundle directory, with the rewritten config.json.
   std::string bundle;
   /// Written by the runtime; an older one is removed first.
@@ -52,6 +54,8 @@ struct CreateArgs {
 struct ExecArgs {
   std::string id;
   std::string exec;
+  /// As in CreateArgs.
+  std::string pod;
   /// An OCI Process as JSON.
   std::string process_file;
   /// Written by the runtime; an older one is removed first.
@@ -67,6 +71,8 @@ struct ExecArgs {
 /// Everything that `checkpoint` needs.
 struct CheckpointArgs {
   std::string id;
+  /// As in CreateArgs.
+  std::string pod;
   std::string log_file;
   CheckpointFlags flags;
   /// The image is there: wait for the run that wrote it, if that goes on, and begin none.
@@ -85,6 +91,10 @@ struct CheckpointArgs {
 /// to the log file. No pipe is read: one held by an init would never end (keeper.md). The runtime's
 /// environment is PATH alone.
 ///
+/// A run waits at the gate under its pod's name and leaves it as soon as the runtime has put a child
+/// into the container's cgroup: from then on the pod's own CPU limit, volumes and hooks decide how
+/// long the run takes. It leaves after a second in any case.
+///
 /// Errors begin with "OCI runtime create failed: " (start, delete), as containerd's do, and carry
 /// the runtime's own last error message: kUnknown. A missing runtime is kFailedPrecondition with
 /// the remedy, a runtime that was killed at the timeout kDeadlineExceeded, one that claims success
@@ -93,13 +103,14 @@ struct CheckpointArgs {
 class OciRuntime {
  public:
   /// `spawner` and `gate` must outlive the runtime and its calls.
-  OciRuntime(os::Spawner& spawner, Gate& gate, RuntimeConfig config);
+  OciRuntime(os::Spawner& spawner, FairGate& gate, RuntimeConfig config);
   OciRuntime(const OciRuntime&) = delete;
   OciRuntime& operator=(const OciRuntime&) = delete;
 
   /// The pid of the container's init, which waits for start().
   Task<Result<pid_t>> create(CreateArgs args);
-  Task<Result<>> start(std::string id, std::string log_file, TimelinePtr timeline = nullptr);
+  Task<Result<>> start(std::string id, std::string pod, std::string log_file,
+                       TimelinePtr timeline = nullptr);
   /// The pid of a process that runs in the container from now on.
   Task<Result<pid_t>> exec(ExecArgs args);
   /// The result of an exec() that an earlier daemon began. kNotFound: it never came to run.
@@ -111,7 +122,7 @@ class OciRuntime {
   Task<Result<>> checkpoint(CheckpointArgs args);
   /// `delete`; a container that the runtime does not know is success. `force` kills it first and
   /// takes runc 1.3 100 ms longer: a fallback.
-  Task<Result<>> remove(std::string id, std::string log_file, bool force);
+  Task<Result<>> remove(std::string id, std::string pod, std::string log_file, bool force);
 
   /// The container is gone, its id may come again: its runs are counted from 0 anew.
   void forget(const std::string& id);
@@ -123,6 +134,7 @@ class OciRuntime {
   struct Run {
     std::string verb;
     std::string id;
+    std::string pod;
     /// Empty: about the container.
     std::string exec;
     std::string log_file;
@@ -141,7 +153,7 @@ class OciRuntime {
   std::string name() const;
 
   os::Spawner& spawner_;
-  Gate& gate_;
+  FairGate& gate_;
   RuntimeConfig config_;
   /// Runs begun so far, by "<container>/<exec or ->/<verb>".
   std::map<std::string, int> attempts_;

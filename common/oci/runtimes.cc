@@ -26,7 +26,7 @@ Result<> validate_runtime_name(std::string_view name) {
   return {};
 }
 
-OciRuntimes::OciRuntimes(os::Spawner& spawner, Gate& gate, RuntimeConfig config)
+OciRuntimes::OciRuntimes(os::Spawner& spawner, FairGate& gate, RuntimeConfig config)
     : spawner_(spawner), gate_(gate), config_(std::move(config)) {}
 
 Result<OciRuntime*> OciRuntimes::find(const std::string& name) {

@@ -17,7 +17,7 @@ Result<> validate_runtime_name(std::string_view name);
 class OciRuntimes {
  public:
   /// `spawner` and `gate` must outlive the runtimes and their calls.
-  OciRuntimes(os::Spawner& spawner, Gate& gate, RuntimeConfig config);
+  OciRuntimes(os::Spawner& spawner, FairGate& gate, RuntimeConfig config);
   OciRuntimes(const OciRuntimes&) = delete;
   OciRuntimes& operator=(const OciRuntimes&) = delete;
 
@@ -27,7 +27,7 @@ class OciRuntimes {
 
  private:
   os::Spawner& spawner_;
-  Gate& gate_;
+  FairGate& gate_;
   RuntimeConfig config_;
   std::map<std::string, OciRuntime> by_name_;
 };

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <mutex>
@@ -214,6 +215,22 @@ bool in_cgroups(pid_t pid, const std::vector<std::string>& dirs) {
   });
 }
 
+bool has_child_in_other_cgroup(pid_t pid) {
+  const fs::path proc = fs::path("/proc") / std::to_string(pid);
+  const Result<std::string> own = read_file(proc / "cgroup");
+  if (!own) return false;
+  std::error_code ec;
+  for (fs::directory_iterator thread(proc / "task", ec), end; !ec && thread != end;
+       thread.increment(ec)) {
+    const std::string children = read_file(thread->path() / "children").value_or("");
+    for (const std::string& child : split(children, ' ')) {
+      const Result<std::string> theirs = read_file("/proc/" + child + "/cgroup");
+      if (theirs && !theirs->empty() && *theirs != *own) return true;
+    }
+  }
+  return false;
+}
+
 std::vector<std::string> cgroups_below(const std::string& parent, const std::string& name) {
   std::vector<std::string> out;
   if (parent.ends_with(".slice")) return out;
@@ -313,7 +330,7 @@ Result<> kill_cgroup(const std::vector<std::string>& dirs) {
     if (has_file(dir, "cgroup.kill") && !cgroup_pids({dir}).empty() &&
         write_control(dir + "/cgroup.kill", "1")) {
       // v2 kills what is frozen; a v1 freezer of a hybrid machine does not.
-      return thaw_cgroup(dirs);
+      return thaw_to_die(dirs);
     }
   }
   const ControllerDir freezer = find_controller(dirs, &CgroupControllers::freezer);
@@ -324,7 +341,7 @@ Result<> kill_cgroup(const std::vector<std::string>& dirs) {
     if (freezer) (void)freeze_cgroup(scope, 200ms);
     for (const pid_t pid : cgroup_pids(scope)) ::kill(pid, SIGKILL);
     // On v1 SIGKILL acts only on a thawed task.
-    if (freezer) CHECK_OK(thaw_cgroup(scope));
+    if (freezer) CHECK_OK(freezer.v2 ? thaw_cgroup(scope) : thaw_to_die(scope));
     for (int i = 0; i < 50 && !cgroup_pids(scope).empty(); ++i) std::this_thread::sleep_for(1ms);
   }
   const std::size_t left = cgroup_pids(scope).size();
@@ -337,8 +354,15 @@ void remove_empty_cgroups(const std::vector<std::string>& dirs) {
 }
 
 void remove_cgroups(const std::vector<std::string>& dirs) {
+  // A process that has just been killed leaves its cgroup a moment after cgroup.procs has lost it.
+  constexpr int kTries = 20;
   for (const std::string& root : dirs) {
-    for (const std::string& dir : with_children(root)) ::rmdir(dir.c_str());
+    for (const std::string& dir : with_children(root)) {
+      for (int tries = 0; tries < kTries && ::rmdir(dir.c_str()) != 0 && errno == EBUSY; ++tries) {
+        if (!cgroup_pids({dir}).empty()) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    }
   }
 }
 

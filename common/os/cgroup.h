@@ -81,6 +81,11 @@ void prepare_cgroup_move();
 /// Whether a process, running or ended and not reaped yet, is in one of the cgroups or below one.
 bool in_cgroups(pid_t pid, const std::vector<std::string>& dirs);
 
+/// Whether a child of the process is in another cgroup than the process itself: the child of an OCI
+/// runtime that is in its container's cgroup already. Also false when the kernel does not list
+/// children (CONFIG_PROC_CHILDREN) or when the process has ended. The caller has not reaped `pid`.
+bool has_child_in_other_cgroup(pid_t pid);
+
 /// Every process of the cgroups and of those below them, each once, ascending.
 std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs);
 

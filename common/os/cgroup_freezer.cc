@@ -1,6 +1,7 @@
 #include "os/cgroup_freezer.h"
 
 #include <chrono>
+#include <filesystem>
 #include <thread>
 
 #include "base/failpoint.h"
@@ -58,6 +59,22 @@ Result<> thaw_cgroup(const std::vector<std::string>& dirs) {
   Result<> thawed = ask(freezer, false);
   if (!thawed && (thawed.error().err == ENOENT || thawed.error().err == ENODEV)) return {};
   return thawed;
+}
+
+Result<> thaw_to_die(const std::vector<std::string>& dirs) {
+  const ControllerDir freezer = find_controller(dirs, &CgroupControllers::freezer);
+  if (!freezer || freezer.v2) return {};
+  CHECK_OK(thaw_cgroup(dirs));
+  std::error_code ec;
+  namespace fs = std::filesystem;
+  for (fs::recursive_directory_iterator dir(freezer.dir, ec), end; !ec && dir != end;
+       dir.increment(ec)) {
+    std::error_code ignored;
+    if (dir->is_directory(ignored)) {
+      (void)write_control((dir->path() / "freezer.state").native(), "THAWED");
+    }
+  }
+  return {};
 }
 
 bool is_frozen(const std::vector<std::string>& dirs) {

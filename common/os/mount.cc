@@ -12,9 +12,9 @@
 #include <cerrno>
 #include <map>
 #include <string_view>
-#include <thread>
 
 #include "os/idmap.h"
+#include "os/own_thread.h"
 
 namespace kuasar::os {
 namespace {
@@ -173,17 +173,11 @@ Result<> mount_planned(const MountPlan& plan, const std::string& target) {
     }
     TRY(const ShortenedOverlay shorter, shorten_overlay(data));
     // The working directory belongs to the whole process: a thread with its own does it.
-    Result<> done;
-    std::thread([&] {
-      if (::unshare(CLONE_FS) != 0) {
-        done = fail_errno("unshare", "CLONE_FS");
-      } else if (::chdir(shorter.directory.c_str()) != 0) {
-        done = fail_errno("chdir", shorter.directory);
-      } else {
-        done = mount(plan.source, target, plan.type, plan.flags, shorter.data);
-      }
-    }).join();
-    CHECK_OK(done);
+    CHECK_OK(run_in_own_thread([&]() -> Result<> {
+      if (::unshare(CLONE_FS) != 0) return fail_errno("unshare", "CLONE_FS");
+      if (::chdir(shorter.directory.c_str()) != 0) return fail_errno("chdir", shorter.directory);
+      return mount(plan.source, target, plan.type, plan.flags, shorter.data);
+    }));
   } else {
     CHECK_OK(mount(plan.source, target, plan.type, plan.flags, data));
   }

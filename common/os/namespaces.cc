@@ -12,13 +12,13 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <thread>
 
 #include "base/failpoint.h"
 #include "base/files.h"
 #include "base/rollback.h"
 #include "base/unique_fd.h"
 #include "os/mount.h"
+#include "os/own_thread.h"
 
 namespace kuasar::os {
 namespace {
@@ -109,9 +109,7 @@ Result<> make_in_this_thread(const PodNamespacePlan& plan) {
 }  // namespace
 
 Result<> make_pod_namespaces(const PodNamespacePlan& plan) {
-  Result<> result;
-  std::thread([&] { result = make_in_this_thread(plan); }).join();
-  return result;
+  return run_in_own_thread([&] { return make_in_this_thread(plan); });
 }
 
 Result<> pin_process_namespace(pid_t pid, const std::string& kind, const std::string& target) {

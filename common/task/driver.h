@@ -36,6 +36,7 @@ struct ProcessRef {
 /// Everything a driver needs to make a container, decided before it acts.
 struct ContainerPlan {
   std::string id;
+  std::string sandbox_id;
   /// Our own directory of the container; the driver may keep its files there.
   std::string dir;
   /// Where the root file system is to be mounted: <containerd's bundle>/rootfs.
@@ -123,6 +124,8 @@ class ContainerDriver {
   /// Stops every process of the container, or lets them run on. Already so: success.
   virtual Task<Result<>> freeze(std::string container) = 0;
   virtual Task<Result<>> thaw(std::string container) = 0;
+  /// Its init has been sent SIGKILL: whatever keeps that from acting, such as a freezer, ends.
+  virtual Task<Result<>> thaw_to_die(std::string) { co_return Result<>(); }
   /// What the kernel says of it.
   virtual bool frozen(const std::string& container) = 0;
   /// All of the limits or none.

@@ -32,6 +32,7 @@ class HostDriver : public ContainerDriver {
   Task<Result<>> kill_all(std::string container) override;
   Task<Result<>> freeze(std::string container) override;
   Task<Result<>> thaw(std::string container) override;
+  Task<Result<>> thaw_to_die(std::string container) override;
   bool frozen(const std::string& container) override;
   Task<Result<>> update(std::string container, os::CgroupLimits limits) override;
   Task<Result<google::protobuf::Any>> stats(std::string container) override;

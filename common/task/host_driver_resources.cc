@@ -59,6 +59,13 @@ Task<Result<>> HostDriver::thaw(std::string container) {
   co_return thawed;
 }
 
+Task<Result<>> HostDriver::thaw_to_die(std::string container) {
+  const EntryPtr entry = find(container);
+  if (!entry || entry->cgroups.empty()) co_return Result<>();
+  auto thaw = [dirs = entry->cgroups] { return os::thaw_to_die(dirs); };
+  co_return co_await pool_.run(std::move(thaw));
+}
+
 bool HostDriver::frozen(const std::string& container) {
   const EntryPtr entry = find(container);
   return entry && os::is_frozen(entry->cgroups);

@@ -27,6 +27,16 @@ std::string exec_path(const std::string& dir, const std::string& exec, std::stri
   return fmt::format("{}/exec-{}.{}", dir, exec, suffix);
 }
 
+// Where the OCI runtime will put the container. Only cgroups that bear the container's own name:
+// everything in them may be killed.
+std::vector<std::string> planned_cgroups(const std::string& cgroups_path, const std::string& id) {
+  const std::string path = os::cgroup_path_of(cgroups_path);
+  const bool own = path.starts_with('/') &&
+                   path.substr(path.rfind('/') + 1).find(id) != std::string::npos;
+  if (!own) return {};
+  return os::container_cgroups(path).value_or(std::vector<std::string>());
+}
+
 // What a Start holds over a restart.
 std::string start_name(const std::string& container) {
   return "start/" + container;
@@ -59,6 +69,7 @@ Task<Result<>> OciDriver::adopt_left(ProcessRef ref, MemberPtr member, pid_t pid
 Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   auto entry = std::make_shared<OciEntry>();
   CO_TRY(entry->runtime, runtimes_.find(plan.runtime));
+  entry->sandbox_id = plan.sandbox_id;
   entry->dir = plan.dir;
   entry->rootfs = plan.rootfs;
   entry->timeline = plan.timeline;
@@ -67,6 +78,8 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   CO_CHECK(plan.spec.set_root_path(plan.rootfs));
   CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(const std::string cgroups_path, plan.spec.cgroups_path());
+  // A create that fails, or is killed, may leave its child there: remove() kills it.
+  entry->cgroups = planned_cgroups(cgroups_path, plan.id);
   CO_TRY(entry->poststart_hooks, plan.spec.has_poststart_hooks());
   pool_.submit(os::prepare_cgroup_move);
   CO_CHECK(co_await mount_rootfs(plan));
@@ -74,6 +87,7 @@ Task<Result<>> OciDriver::create(ContainerPlan plan, const Stdio& stdio) {
   oci::CreateArgs args;
   args.timeline = plan.timeline;
   args.id = plan.id;
+  args.pod = plan.sandbox_id;
   args.bundle = plan.dir;
   args.pid_file = pid_path(plan.dir);
   args.log_file = log_path(plan.dir);
@@ -108,7 +122,8 @@ Task<Result<>> OciDriver::start(std::string container) {
   const bool went_on = co_await start_without_exec(entry, container);
   if (went_on) co_return Result<>();
   Result<> started =
-      co_await entry->runtime->start(container, log_path(entry->dir), entry->timeline);
+      co_await entry->runtime->start(container, entry->sandbox_id, log_path(entry->dir),
+                                     entry->timeline);
   if (started) co_return started;
   // An earlier daemon died after its runtime had let the init go, which takes this FIFO away
   // (runc's and crun's exec.fifo): the runtime refuses to do it again.
@@ -133,9 +148,10 @@ Task<bool> OciDriver::start_without_exec(OciEntryPtr entry, std::string containe
   co_return started.has_value();
 }
 
-oci::ExecArgs OciDriver::exec_args(const ExecPlan& plan) {
+oci::ExecArgs OciDriver::exec_args(const ExecPlan& plan) const {
   oci::ExecArgs args;
   args.id = plan.ref.container;
+  if (const OciEntryPtr entry = find_oci(plan.ref.container)) args.pod = entry->sandbox_id;
   args.exec = plan.ref.exec;
   args.process_file = plan.process_file;
   args.pid_file = exec_path(plan.dir, plan.ref.exec, "pid");
@@ -192,6 +208,7 @@ Task<Result<>> OciDriver::checkpoint(CheckpointPlan plan) {
   if (!entry) co_return fail(Code::kNotFound, "container {} not found", plan.container);
   oci::CheckpointArgs args;
   args.id = plan.container;
+  args.pod = entry->sandbox_id;
   args.written = plan.written;
   args.log_file = entry->dir + "/checkpoint.log";
   args.flags.image_path = plan.image_path;
@@ -215,10 +232,12 @@ Task<Result<>> OciDriver::remove(std::string container) {
   // The runtime is asked only about what it knows: an exec less for a create that never got there.
   const std::string runtime_state = entry->runtime->config().root + "/" + container;
   if (::access(runtime_state.c_str(), F_OK) == 0) {
-    Result<> removed = co_await entry->runtime->remove(container, log_path(entry->dir), false);
+    Result<> removed = co_await entry->runtime->remove(container, entry->sandbox_id,
+                                                       log_path(entry->dir), false);
     if (!removed) {
       log::debug({"", container}, "{}; again with --force", removed.error().message);
-      CO_CHECK(co_await entry->runtime->remove(container, log_path(entry->dir), true));
+      CO_CHECK(co_await entry->runtime->remove(container, entry->sandbox_id,
+                                               log_path(entry->dir), true));
     }
   }
   CO_CHECK(co_await finish_remove(container));
@@ -232,14 +251,21 @@ Task<Result<bool>> OciDriver::recover(std::string dir,
   auto entry = std::make_shared<OciEntry>();
   CO_TRY(entry->runtime, runtimes_.find(record->runtime()));
   recover_entry(entry, dir, *record);
+  entry->sandbox_id = record->sandbox_id();
+  const auto read_spec = [&dir]() -> Result<oci::Spec> {
+    TRY(const std::string config, read_file(config_path(dir)));
+    return oci::Spec::parse(config);
+  };
   if (record->phase() == state::v1::ContainerState::CREATING) {
     co_await entry->runtime->abandon_create(record->id());
+    // What that create had begun is in these, and in no record.
+    if (const Result<oci::Spec> spec = read_spec()) {
+      entry->cgroups = planned_cgroups(spec->cgroups_path().value_or(""), record->id());
+    }
     co_return false;
   }
   if (record->phase() == state::v1::ContainerState::CREATED) {
-    const Result<std::string> config = read_file(config_path(dir));
-    const Result<oci::Spec> spec =
-        config ? oci::Spec::parse(*config) : Result<oci::Spec>(fail(config.error()));
+    const Result<oci::Spec> spec = read_spec();
     entry->poststart_hooks = !spec || spec->has_poststart_hooks().value_or(true);
   }
   ProcessRef init;

@@ -34,13 +34,14 @@ class OciDriver : public HostDriver {
   struct OciEntry : Entry {
     /// The container's own, from its create to its delete.
     oci::OciRuntime* runtime;
+    std::string sandbox_id;
     /// `runc start` would do more than let the init go.
     bool poststart_hooks = true;
   };
   using OciEntryPtr = std::shared_ptr<OciEntry>;
 
   OciEntryPtr find_oci(const std::string& container) const;
-  static oci::ExecArgs exec_args(const ExecPlan& plan);
+  oci::ExecArgs exec_args(const ExecPlan& plan) const;
 
   /// Names what an OCI runtime has left behind.
   Task<Result<>> adopt_left(ProcessRef ref, MemberPtr member, pid_t pid);

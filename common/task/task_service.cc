@@ -365,6 +365,7 @@ Task<Result<>> TaskService::make(ContainerPtr container,
   CO_CHECK(failpoint_result("container.streams"));
 
   ContainerPlan plan{container->id,
+                     sandbox_id,
                      std::move(attachment.dir),
                      container->bundle + "/rootfs",
                      rootfs_mounts(*request),

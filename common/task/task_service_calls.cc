@@ -115,6 +115,7 @@ Task<Result<Empty>> TaskService::kill(api::KillRequest request, ttrpc::CallConte
   Result<> sent = driver_.signal(ref, number);
   if (!sent && sent.error().code == Code::kNotFound) co_return finished();
   CO_CHECK(sent);
+  if (init && number == SIGKILL) CO_CHECK(co_await driver_.thaw_to_die(container->id));
   if (container->killed && container->phase == Phase::kPaused) {
     CO_CHECK(co_await thaw_to_die(container));
   }

@@ -10,6 +10,7 @@
 #include <list>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "async/task_group.h"
@@ -25,6 +26,8 @@ constexpr int kAcceptsPerTurn = 16;
 constexpr std::chrono::milliseconds kAcceptPause{100};
 // How often the handlers that outlived the grace are asked again to end.
 constexpr std::chrono::milliseconds kCancelPeriod{50};
+// How often it is looked whether the calls that ran have ended.
+constexpr std::chrono::milliseconds kFinishPeriod{5};
 
 Result<> check_peer(int fd) {
   ucred peer{};
@@ -71,6 +74,8 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   }
 
   static Task<> serve(std::shared_ptr<Core> self, UniqueFd listener);
+  static Task<> finish_running(std::shared_ptr<Core> self, std::chrono::nanoseconds timeout);
+  static Task<bool> halt(std::shared_ptr<Core> self, std::chrono::nanoseconds grace);
   static Task<> stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace);
   std::shared_ptr<Peer> adopt(UniqueFd socket, std::unique_ptr<Journal> journal,
                               PeerProcess process);
@@ -81,6 +86,11 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   Result<std::shared_ptr<const Method>> find(const std::string& service,
                                              const std::string& method) const override;
   void spawn(Task<> call) override { calls_.spawn(std::move(call)); }
+  std::uint64_t call_began() override {
+    running_.insert(++last_call_);
+    return last_call_;
+  }
+  void call_ended(std::uint64_t number) override { running_.erase(number); }
   const CallObserver& observer() const override { return observer_; }
   void observe(CallObserver observer) { observer_ = std::move(observer); }
   void changed() override {
@@ -101,6 +111,9 @@ class Server::Core : public SessionHost, public std::enable_shared_from_this<Cor
   std::map<std::string, std::map<std::string, std::shared_ptr<const Method>>> methods_;
   std::map<std::uint64_t, std::shared_ptr<Session>> sessions_;
   TaskGroup calls_;
+  // By number, which is the order of their beginnings.
+  std::set<std::uint64_t> running_;
+  std::uint64_t last_call_ = 0;
   CallObserver observer_;
   std::list<asio::posix::stream_descriptor*> listeners_;
   Event stopping_;
@@ -195,7 +208,16 @@ void Server::Core::let_go_of_all() {
   for (const auto& session : open) session->let_go();
 }
 
-Task<> Server::Core::stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace) {
+Task<> Server::Core::finish_running(std::shared_ptr<Core> self, std::chrono::nanoseconds timeout) {
+  const std::uint64_t last = self->last_call_;
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  while (!self->running_.empty() && *self->running_.begin() <= last &&
+         std::chrono::steady_clock::now() < end) {
+    co_await sleep_for(kFinishPeriod);
+  }
+}
+
+Task<bool> Server::Core::halt(std::shared_ptr<Core> self, std::chrono::nanoseconds grace) {
   self->stopping_.set();
   for (asio::posix::stream_descriptor* listener : self->listeners_) listener->cancel();
   for (const auto& [id, session] : self->sessions_) session->stop_reading();
@@ -205,6 +227,11 @@ Task<> Server::Core::stop(std::shared_ptr<Core> self, std::chrono::nanoseconds g
     co_await self->drained_.wait_for(end - std::chrono::steady_clock::now());
   }
   self->let_go_of_all();
+  co_return self->running_.empty();
+}
+
+Task<> Server::Core::stop(std::shared_ptr<Core> self, std::chrono::nanoseconds grace) {
+  (void)co_await halt(self, grace);
   while (self->calls_.size() > 0) {
     // One signal ends one wait; a handler may have several ahead of it.
     self->calls_.cancel();
@@ -244,6 +271,14 @@ Task<> Server::serve(UniqueFd listener) {
 std::shared_ptr<Peer> Server::adopt(UniqueFd connection, std::unique_ptr<Journal> journal,
                                     PeerProcess process) {
   return core_->adopt(std::move(connection), std::move(journal), process);
+}
+
+Task<> Server::finish_running(std::chrono::nanoseconds timeout) {
+  return Core::finish_running(core_, timeout);
+}
+
+Task<bool> Server::halt(std::chrono::nanoseconds grace) {
+  return Core::halt(core_, grace);
 }
 
 Task<> Server::stop(std::chrono::nanoseconds grace) {

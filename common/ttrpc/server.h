@@ -18,9 +18,12 @@
 
 namespace kuasar::ttrpc {
 
-/// Requests of one connection that may wait for their answer; one more is answered
-/// RESOURCE_EXHAUSTED. Reading never stops: the client would block in write with its lock held.
+/// Requests of one connection that may run unanswered; one more is answered RESOURCE_EXHAUSTED.
+/// Reading never stops: the client would block in write with its lock held.
 inline constexpr std::size_t kMaxUnanswered = 256;
+/// Requests of one connection that may wait for an event (add_wait()): one for each process of a
+/// container.
+inline constexpr std::size_t kMaxWaiting = 4096;
 /// Handlers of one connection that may run, those whose deadline has passed included.
 inline constexpr std::size_t kMaxRunning = 1024;
 
@@ -92,6 +95,13 @@ class Server {
   std::shared_ptr<Peer> adopt(UniqueFd connection, std::unique_ptr<Journal> journal = nullptr,
                               PeerProcess process = {});
 
+  /// Waits until every call that runs now has ended, or `timeout`; reads and serves on meanwhile.
+  /// Calls that wait for an event do not count.
+  Task<> finish_running(std::chrono::nanoseconds timeout);
+  /// The first half of stop(): no more is accepted and read, what runs may finish for up to
+  /// `grace`, then our end of every connection is closed. False when a call still runs: then only
+  /// stop(), or the end of the process, may follow.
+  Task<bool> halt(std::chrono::nanoseconds grace);
   /// Stops accepting and reading (a request that was not read was not run), lets running calls
   /// finish and their answers leave for up to `grace`, closes our end of every connection (a
   /// journal keeps what is unanswered for the process that adopts it next), cancels the

@@ -87,10 +87,14 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
   if ((frame.header.flags & (kFlagRemoteClosed | kFlagRemoteOpen | kFlagNoData)) != 0) {
     return refuse(stream, Error::make(Code::kUnimplemented, "streaming calls are not served here"));
   }
-  if (unanswered_ >= kMaxUnanswered || running_ >= kMaxRunning) {
-    return refuse(stream, Error::make(Code::kResourceExhausted,
-                                      "{} calls of this connection run and {} are unanswered",
-                                      running_, unanswered_));
+  // Each process of a container has a Wait, for as long as it runs: they have a limit of their own.
+  const std::size_t waits = waiting_.size();
+  if (unanswered_ - waits >= kMaxUnanswered || running_ - waits >= kMaxRunning ||
+      waits >= kMaxWaiting) {
+    return refuse(stream,
+                  Error::make(Code::kResourceExhausted,
+                              "of this connection {} calls run, {} are unanswered, {} wait",
+                              running_ - waits, unanswered_ - waits, waits));
   }
   ::ttrpc::Request request;
   const std::string_view data = frame.data();
@@ -160,8 +164,10 @@ void Session::end_wait(std::uint32_t stream) {
 Task<> Session::run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, std::string payload,
                     CallContext context) {
   failpoint("task.", call->method->name, ".before");
+  const std::uint64_t number = self->host_->call_began();
   const Result<std::string> result =
       co_await call->method->handler(std::move(payload), std::move(context));
+  self->host_->call_ended(number);
   self->finish(*call, result);
 }
 

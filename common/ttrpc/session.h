@@ -33,6 +33,9 @@ class SessionHost {
   virtual Result<std::shared_ptr<const Method>> find(const std::string& service,
                                                      const std::string& method) const = 0;
   virtual void spawn(Task<> call) = 0;
+  /// A handler begins; the number is for call_ended(). Calls that wait for an event do not count.
+  virtual std::uint64_t call_began() = 0;
+  virtual void call_ended(std::uint64_t number) = 0;
   /// Whoever is told of calls; may be empty.
   virtual const CallObserver& observer() const = 0;
   /// A call has ended, or the output has left.

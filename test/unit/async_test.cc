@@ -2,12 +2,15 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <mutex>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "async/blocking_pool.h"
 #include "async/event.h"
+#include "async/fair_gate.h"
 #include "async/gate.h"
 #include "async/task_group.h"
 #include "support/io_fixture.h"
@@ -167,6 +170,91 @@ TEST_CASE("Gate: never more than its width, nobody is forgotten") {
   io.run(group.join());
   CHECK(most == 2);
   CHECK(inside == 0);
+}
+
+Task<> pass_by(FairGate& gate, std::string key, std::string& order, Event& release) {
+  const FairGate::Pass pass = co_await gate.enter(key);
+  order += key;
+  co_await release.wait();
+}
+
+TEST_CASE("D1: FairGate lets keys take turns and keeps one key from taking every place") {
+  IoFixture io;
+  FairGate gate(3, 2);
+  Event release;
+  std::string order;
+  TaskGroup group(io.executor());
+  for (int i = 0; i < 5; ++i) group.spawn(pass_by(gate, "a", order, release));
+  io.settle();
+  // A place is free, but not for a third of the same key.
+  CHECK(order == "aa");
+  CHECK(gate.waiting() == 3);
+  CHECK(gate.oldest().key == "a");
+  group.spawn(pass_by(gate, "b", order, release));
+  io.settle();
+  CHECK(order == "aab");
+  for (const char* key : {"b", "c", "c"}) group.spawn(pass_by(gate, key, order, release));
+  io.settle();
+  CHECK(order == "aab");
+  release.set();
+  io.run(group.join());
+  CHECK(order.size() == 9);
+  // Whoever came last of all waits for no more than one round of the other keys.
+  CHECK(order.find('c') <= 5);
+  CHECK(gate.waiting() == 0);
+  CHECK(gate.totals().passes == 9);
+  CHECK(gate.totals().waited.count() > 0);
+}
+
+TEST_CASE("D1: a pass that is given back early lets the next one in") {
+  IoFixture io;
+  FairGate gate(1, 1);
+  Event release;
+  std::string order;
+  FairGate::Pass pass = io.run(gate.enter("a"));
+  TaskGroup group(io.executor());
+  group.spawn(pass_by(gate, "b", order, release));
+  io.settle();
+  CHECK(order.empty());
+  pass.give_back();
+  io.settle();
+  CHECK(order == "b");
+  release.set();
+  io.run(group.join());
+}
+
+TEST_CASE("D1: the pool adds threads for work that waits behind work which hangs") {
+  IoFixture io;
+  BlockingPool pool(2);
+  std::mutex held;
+  held.lock();
+  TaskGroup group(io.executor());
+  int ended = 0;
+  const auto hang = [&]() -> Task<> {
+    auto work = [&held] {
+      const std::lock_guard lock(held);
+      return true;
+    };
+    co_await pool.run(std::move(work));
+    ++ended;
+  };
+  for (int i = 0; i < 5; ++i) group.spawn(hang());
+  auto quick = [] { return 7; };
+  CHECK(io.run(pool.run(std::move(quick))) == 7);
+  CHECK(ended == 0);
+  held.unlock();
+  io.run(group.join());
+  CHECK(ended == 5);
+}
+
+TEST_CASE("D5: what work of the pool throws is an error of its caller") {
+  IoFixture io;
+  BlockingPool pool(1);
+  auto work = []() -> Result<int> { throw std::runtime_error("no thread"); };
+  const Result<int> result = io.run(pool.run(std::move(work)));
+  REQUIRE_FALSE(result);
+  CHECK(result.error().code == Code::kInternal);
+  CHECK(result.error().message == "no thread");
 }
 
 Task<> append(AsyncMutex& mutex, std::string& out, char name) {

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <string>
 
-#include "async/gate.h"
+#include "async/fair_gate.h"
 #include "base/files.h"
 #include "kuasar/state/v1/state.pb.h"
 #include "os/direct_spawner.h"
@@ -31,7 +31,7 @@ struct DriverFixture {
   test::IoFixture io;
   test::RecordingSpawner spawner;
   BlockingPool pool{1};
-  Gate gate{4};
+  FairGate gate{4, 2};
   os::LocalFdHolder holder;
   TaskGroup group{io.executor()};
   std::string dir;

@@ -79,7 +79,7 @@ class Lab {
   }
 
   asio::io_context io;
-  Gate gate{1};
+  FairGate gate{1, 1};
   RuntimeConfig config;
   RecordingSpawner spawner;
 
@@ -143,9 +143,9 @@ TEST_CASE("oci runtime: start and delete print into the log file") {
     for (const os::FdMapping& fd : spec.fds) REQUIRE(::write(fd.parent_fd, "x", 1) == 1);
   };
   lab.spawner.play(prints);
-  REQUIRE(lab.run(runtime.start("c1", lab.log())));
+  REQUIRE(lab.run(runtime.start("c1", "p1", lab.log())));
   CHECK(read_file(lab.log()).value() == "xx");
-  REQUIRE(lab.run(runtime.remove("c1", lab.log(), true)));
+  REQUIRE(lab.run(runtime.remove("c1", "p1", lab.log(), true)));
   CHECK(read_file(lab.log()).value().empty());
 
   const auto& calls = lab.spawner.spawned();
@@ -179,7 +179,7 @@ TEST_CASE("oci runtime: the runtime's own last error is what the user gets") {
 
   lab.spawner.play(leaves(1, "", "", args.log_file,
                           "{\"level\":\"error\",\"msg\":\"cannot start a stopped container\"}"));
-  const auto started = lab.run(runtime.start("c1", args.log_file));
+  const auto started = lab.run(runtime.start("c1", "p1", args.log_file));
   REQUIRE_FALSE(started);
   CHECK(started.error().message ==
         "OCI runtime start failed: runc: cannot start a stopped container");
@@ -199,7 +199,7 @@ TEST_CASE("oci runtime: an error of an earlier step is not blamed for this one")
                         "into its log; check"));
   fails.exit_code = 137;
   lab.spawner.play(fails);
-  CHECK_THAT(lab.run(runtime.start("c1", lab.log())).error().message,
+  CHECK_THAT(lab.run(runtime.start("c1", "p1", lab.log())).error().message,
              ContainsSubstring("runc was killed by signal 9"));
 }
 
@@ -241,7 +241,7 @@ TEST_CASE("oci runtime: a missing runtime is named, with the remedy") {
 
   lab.config.binary = "/nowhere/crun";
   OciRuntime by_path(lab.spawner, lab.gate, lab.config);
-  const auto started = lab.run(by_path.start("c1", lab.log()));
+  const auto started = lab.run(by_path.start("c1", "p1", lab.log()));
   REQUIRE_FALSE(started);
   CHECK(started.error().code == Code::kFailedPrecondition);
   CHECK_THAT(started.error().message,
@@ -253,7 +253,7 @@ TEST_CASE("oci runtime: a missing runtime is named, with the remedy") {
   lab.spawner.play(std::move(refused));
   lab.config.binary = lab.dir() + "/runc";
   OciRuntime broken(lab.spawner, lab.gate, lab.config);
-  const auto refusal = lab.run(broken.start("c1", lab.log()));
+  const auto refusal = lab.run(broken.start("c1", "p1", lab.log()));
   REQUIRE_FALSE(refusal);
   CHECK_THAT(refusal.error().message,
              StartsWith("OCI runtime start failed: cannot run runc (`runtime` in this daemon's "
@@ -380,7 +380,7 @@ TEST_CASE("oci runtime: a create that an earlier daemon began is killed and wait
 TEST_CASE("oci runtime: runs of one verb are counted until the container is forgotten") {
   Lab lab;
   OciRuntime runtime(lab.spawner, lab.gate, lab.config);
-  const auto remove_c1 = [&] { return lab.run(runtime.remove("c1", lab.log(), false)); };
+  const auto remove_c1 = [&] { return lab.run(runtime.remove("c1", "p1", lab.log(), false)); };
   REQUIRE(remove_c1());
   REQUIRE(remove_c1());
   runtime.forget("c1");
@@ -396,22 +396,22 @@ TEST_CASE("oci runtime: removing what the runtime does not know is success") {
   const Playback fails =
       leaves(1, "", "", lab.log(), "{\"level\":\"error\",\"msg\":\"container does not exist\"}");
   lab.spawner.play(fails);
-  CHECK(lab.run(runtime.remove("c1", lab.log(), false)));
+  CHECK(lab.run(runtime.remove("c1", "p1", lab.log(), false)));
 
   std::filesystem::create_directory(lab.dir() + "/oci/c1");
   lab.spawner.play(fails);
-  const auto kept = lab.run(runtime.remove("c1", lab.log(), false));
+  const auto kept = lab.run(runtime.remove("c1", "p1", lab.log(), false));
   REQUIRE_FALSE(kept);
   CHECK(kept.error().message == "OCI runtime delete failed: runc: container does not exist");
 
   // Without a place for a log it is removed all the same.
-  REQUIRE(lab.run(runtime.remove("c1", lab.dir() + "/gone/runtime.log", false)));
+  REQUIRE(lab.run(runtime.remove("c1", "p1", lab.dir() + "/gone/runtime.log", false)));
   CHECK(lab.spawner.spawned().back().spec.argv[4] == "/dev/null");
 
   lab.config.binary = "kuasar-no-such-runtime";
   OciRuntime missing(lab.spawner, lab.gate, lab.config);
-  CHECK(lab.run(missing.remove("c2", lab.log(), false)));
-  CHECK(lab.run(missing.remove("c1", lab.log(), false)).error().code == Code::kFailedPrecondition);
+  CHECK(lab.run(missing.remove("c2", "p1", lab.log(), false)));
+  CHECK(lab.run(missing.remove("c1", "p1", lab.log(), false)).error().code == Code::kFailedPrecondition);
 }
 
 TEST_CASE("oci runtime: a hostile id never becomes an argument") {
@@ -423,8 +423,8 @@ TEST_CASE("oci runtime: a hostile id never becomes an argument") {
     CreateArgs args = lab.create_args();
     args.id = id;
     CHECK(lab.run(runtime.create(args)).error().code == Code::kInvalidArgument);
-    CHECK(lab.run(runtime.start(id, lab.log())).error().code == Code::kInvalidArgument);
-    CHECK(lab.run(runtime.remove(id, lab.log(), true)).error().code == Code::kInvalidArgument);
+    CHECK(lab.run(runtime.start(id, "p1", lab.log())).error().code == Code::kInvalidArgument);
+    CHECK(lab.run(runtime.remove(id, "p1", lab.log(), true)).error().code == Code::kInvalidArgument);
   }
   CHECK(lab.spawner.spawned().empty());
 }
@@ -437,8 +437,8 @@ TEST_CASE("oci runtime: no more run at once than the gate lets through") {
   lab.spawner.play(stays);
   std::optional<Result<>> first;
   std::optional<Result<>> second;
-  spawn_root(lab.io.get_executor(), keep(runtime.start("a", lab.dir() + "/a.log"), first));
-  spawn_root(lab.io.get_executor(), keep(runtime.start("b", lab.dir() + "/b.log"), second));
+  spawn_root(lab.io.get_executor(), keep(runtime.start("a", "p1", lab.dir() + "/a.log"), first));
+  spawn_root(lab.io.get_executor(), keep(runtime.start("b", "p1", lab.dir() + "/b.log"), second));
   lab.io.poll();
   CHECK(lab.spawner.spawned().size() == 1);
   lab.spawner.end("a/-/start/0", os::ExitStatus{});
@@ -456,7 +456,7 @@ TEST_CASE("oci runtime: a started runtime is waited for, also when the call is c
   lab.spawner.play(stays);
   std::optional<Result<>> out;
   TaskGroup group(lab.io.get_executor());
-  group.spawn(keep(runtime.start("a", lab.log()), out));
+  group.spawn(keep(runtime.start("a", "p1", lab.log()), out));
   lab.io.poll();
   REQUIRE(lab.spawner.spawned().size() == 1);
   group.cancel();
@@ -476,7 +476,7 @@ TEST_CASE("oci runtime: one that hangs is killed and said to have hung") {
   lab.config.timeout = std::chrono::milliseconds(300);
   os::DirectSpawner spawner;
   OciRuntime runtime(spawner, lab.gate, lab.config);
-  const auto started = lab.run(runtime.start("c1", lab.log()));
+  const auto started = lab.run(runtime.start("c1", "p1", lab.log()));
   REQUIRE_FALSE(started);
   CHECK(started.error().code == Code::kDeadlineExceeded);
   CHECK(started.error().message ==
@@ -491,18 +491,18 @@ TEST_CASE("oci runtime: a program that is no OCI runtime is quoted, not trusted"
   os::DirectSpawner spawner;
   OciRuntime runtime(spawner, lab.gate, lab.config);
   lab.program("#!/bin/sh\nprintf 'usage: \\033[1mthing\\377 [--help]\\n\\n' >&2\nexit 64\n");
-  CHECK(lab.run(runtime.start("c1", lab.log())).error().message ==
+  CHECK(lab.run(runtime.start("c1", "p1", lab.log())).error().message ==
         "OCI runtime start failed: runc ended with exit code 64; its last words were: usage:  "
         "[1mthing? [--help]");
   lab.program("#!/bin/sh\nexit 0\n");
   CHECK(lab.run(runtime.create(lab.create_args())).error().code == Code::kInternal);
   // 1 MiB without a newline, and a log that is a link to somewhere else.
   lab.program("#!/bin/sh\nhead -c 1048576 /dev/zero >&2\nexit 3\n");
-  CHECK_THAT(lab.run(runtime.start("c1", lab.log())).error().message,
+  CHECK_THAT(lab.run(runtime.start("c1", "p1", lab.log())).error().message,
              ContainsSubstring("exit code 3 and wrote nothing"));
   std::filesystem::remove(lab.log());
   std::filesystem::create_symlink("/etc/hostname", lab.log());
-  CHECK_FALSE(lab.run(runtime.start("c1", lab.log())));
+  CHECK_FALSE(lab.run(runtime.start("c1", "p1", lab.log())));
   CHECK_FALSE(lab.run(runtime.create(lab.create_args())));
 }
 

@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <string>
 
-#include "async/gate.h"
+#include "async/fair_gate.h"
 #include "async/task_group.h"
 #include "kuasar/state/v1/state.pb.h"
 #include "oci/runtimes.h"
@@ -275,7 +275,7 @@ TEST_CASE("oci driver: an exec that ran and was reaped is not taken for one that
   test::IoFixture io;
   os::DirectSpawner spawner;
   BlockingPool pool{1};
-  Gate gate{4};
+  FairGate gate{4, 2};
   char name[] = "/tmp/kuasar-resume-XXXXXX";
   const std::string dir = ::mkdtemp(name);
   oci::OciRuntimes runtimes(spawner, gate, oci::RuntimeConfig{"/bin/true", dir, 10s});
