@@ -26,8 +26,8 @@ namespace kuasar {
 ///
 /// `threads` threads stay. Work that has waited for kPatience gets one more thread, up to
 /// kMostThreads in all, so that work which hangs (a dead volume, a container that does not freeze)
-/// holds up nothing else; an added thread ends when it has had nothing to do for kIdleTime. Where no
-/// thread can be added, work waits for one of those that are there.
+/// holds up nothing else; an added thread ends when it has had nothing to do for kIdleTime. Where
+/// no thread can be added, work waits for one of those that are there.
 class BlockingPool {
  public:
   static constexpr std::size_t kMostThreads = 64;

@@ -54,8 +54,8 @@ void add_gate(const FairGate& gate, HealthResponse& response) {
       std::chrono::duration_cast<std::chrono::seconds>(oldest.age).count());
   if (seconds < kSlowGate) return;
   HealthResponse::Slow* slow = response.add_slow();
-  slow->set_what(fmt::format("wait of pod {} for the OCI runtime ({} runs wait)", oldest.key,
-                             gate.waiting()));
+  slow->set_what(
+      fmt::format("wait of pod {} for the OCI runtime ({} runs wait)", oldest.key, gate.waiting()));
   slow->set_seconds(seconds);
 }
 
@@ -66,21 +66,22 @@ std::function<void(HealthResponse&)> describe_daemon(std::string name, const Dae
                                                      const task::EventPublisher& events,
                                                      const FairGate* gate) {
   const auto began = task::to_timestamp(std::chrono::system_clock::now());
-  return [name = std::move(name), &config, &keeper, &events, gate, began](HealthResponse& response) {
-    response.set_name(name);
-    response.set_version(std::string(version()));
-    response.set_pid(::getpid());
-    *response.mutable_started_at() = began;
-    response.set_listen(config.listen);
-    response.set_dir(config.dir);
-    response.set_containerd(config.containerd);
-    response.set_keeper_pid(keeper.keeper_pid());
-    response.set_keeper_version(keeper.keeper_version());
-    response.set_events_waiting(events.pending());
-    response.set_events_dropped(events.dropped());
-    add_slow_runtimes(keeper, response);
-    if (gate != nullptr) add_gate(*gate, response);
-  };
+  return
+      [name = std::move(name), &config, &keeper, &events, gate, began](HealthResponse& response) {
+        response.set_name(name);
+        response.set_version(std::string(version()));
+        response.set_pid(::getpid());
+        *response.mutable_started_at() = began;
+        response.set_listen(config.listen);
+        response.set_dir(config.dir);
+        response.set_containerd(config.containerd);
+        response.set_keeper_pid(keeper.keeper_pid());
+        response.set_keeper_version(keeper.keeper_version());
+        response.set_events_waiting(events.pending());
+        response.set_events_dropped(events.dropped());
+        add_slow_runtimes(keeper, response);
+        if (gate != nullptr) add_gate(*gate, response);
+      };
 }
 
 }  // namespace kuasar::daemon

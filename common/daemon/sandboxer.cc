@@ -26,6 +26,7 @@
 #include "daemon/telemetry.h"
 #include "keeper/client.h"
 #include "keeper/keeper_spawner.h"
+#include "os/own_memory.h"
 #include "os/spawn.h"
 #include "sandbox/controller_server.h"
 #include "sandbox/orphan_collector.h"
@@ -88,8 +89,9 @@ class Service {
                     .starts = count_start(store.paths().starts())}),
         config_(config),
         background_(engine.background),
-        ctl_(io, {pool, store, manager_, tasks_,
-                  describe_daemon(defaults.name, config, *keeping.client, publisher_, engine.gate)}),
+        ctl_(io,
+             {pool, store, manager_, tasks_,
+              describe_daemon(defaults.name, config, *keeping.client, publisher_, engine.gate)}),
         group_(io),
         collectors_(io),
         keepers_(io) {
@@ -331,6 +333,7 @@ int run_main(int argc, char** argv, const DaemonDefaults& defaults, const Daemon
   }
   ::umask(022);
   ::signal(SIGPIPE, SIG_IGN);
+  os::forbid_core_dumps();
   // Memory is for pods. One thread does nearly all the work: an arena for each of the others would
   // only keep what a burst of pods left in it.
   ::mallopt(M_ARENA_MAX, 1);

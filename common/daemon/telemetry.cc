@@ -92,8 +92,7 @@ Gauges Telemetry::look() const {
   if (sources_.gate != nullptr) {
     const FairGate::Totals& totals = sources_.gate->totals();
     gauges.gate_waiting = sources_.gate->waiting();
-    gauges.gate_oldest_seconds =
-        std::chrono::duration<double>(sources_.gate->oldest().age).count();
+    gauges.gate_oldest_seconds = std::chrono::duration<double>(sources_.gate->oldest().age).count();
     gauges.gate_passes = totals.passes;
     gauges.gate_waited_seconds = std::chrono::duration<double>(totals.waited).count();
   }

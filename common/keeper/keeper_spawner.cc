@@ -88,7 +88,9 @@ void KeeperSpawner::reap_round() {
       continue;
     }
     const Result<> reaped = client_.reap(pid);
-    if (!reaped) log::warning({}, "reap the stray {}: {}", pid, reaped.error().message);
+    // The keeper may have reaped it by itself meanwhile.
+    if (!reaped && reaped.error().code != Code::kNotFound)
+      log::warning({}, "reap the stray {}: {}", pid, reaped.error().message);
   }
   strays_ = std::move(seen);
 }

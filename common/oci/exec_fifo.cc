@@ -49,13 +49,11 @@ Task<Result<>> await_byte(int reader, int pidfd, std::string fifo,
   pollfd now{reader, POLLIN, 0};
   if (::poll(&now, 1, 0) == 1 && (now.revents & POLLIN) != 0) co_return Result<>();
   if (os::pidfd_exited(pidfd)) {
-    co_return fail(Code::kUnknown,
-                   "OCI runtime start failed: container process is already dead");
+    co_return fail(Code::kUnknown, "OCI runtime start failed: container process is already dead");
   }
-  co_return fail(
-      Code::kDeadlineExceeded,
-      "OCI runtime start failed: the container's init does not come to {} within {} ms", fifo,
-      timeout.count());
+  co_return fail(Code::kDeadlineExceeded,
+                 "OCI runtime start failed: the container's init does not come to {} within {} ms",
+                 fifo, timeout.count());
 }
 
 Task<Result<>> take_byte(int reader, int pidfd, std::string fifo,

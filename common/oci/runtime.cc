@@ -108,8 +108,8 @@ class EarlyLeave : public std::enable_shared_from_this<EarlyLeave> {
   }
   void look() {
     // Nobody waits: nothing is won by looking into /proc.
-    if (gate_.waiting() > 0 && (std::chrono::steady_clock::now() >= until_ ||
-                                os::has_child_in_other_cgroup(runtime_))) {
+    if (gate_.waiting() > 0 &&
+        (std::chrono::steady_clock::now() >= until_ || os::has_child_in_other_cgroup(runtime_))) {
       return leave();
     }
     look_later();

@@ -91,9 +91,9 @@ struct CheckpointArgs {
 /// to the log file. No pipe is read: one held by an init would never end (keeper.md). The runtime's
 /// environment is PATH alone.
 ///
-/// A run waits at the gate under its pod's name and leaves it as soon as the runtime has put a child
-/// into the container's cgroup: from then on the pod's own CPU limit, volumes and hooks decide how
-/// long the run takes. It leaves after a second in any case.
+/// A run waits at the gate under its pod's name and leaves it as soon as the runtime has put a
+/// child into the container's cgroup: from then on the pod's own CPU limit, volumes and hooks
+/// decide how long the run takes. It leaves after a second in any case.
 ///
 /// Errors begin with "OCI runtime create failed: " (start, delete), as containerd's do, and carry
 /// the runtime's own last error message: kUnknown. A missing runtime is kFailedPrecondition with

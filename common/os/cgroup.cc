@@ -354,13 +354,15 @@ void remove_empty_cgroups(const std::vector<std::string>& dirs) {
 }
 
 void remove_cgroups(const std::vector<std::string>& dirs) {
-  // A process that has just been killed leaves its cgroup a moment after cgroup.procs has lost it.
-  constexpr int kTries = 20;
+  using namespace std::chrono_literals;
+  // A killed process keeps its cgroup until it has died, also when cgroup.procs has lost it
+  // already; where the CPU limit leaves it no time that takes a while.
+  const auto deadline = std::chrono::steady_clock::now() + 5s;
   for (const std::string& root : dirs) {
     for (const std::string& dir : with_children(root)) {
-      for (int tries = 0; tries < kTries && ::rmdir(dir.c_str()) != 0 && errno == EBUSY; ++tries) {
-        if (!cgroup_pids({dir}).empty()) break;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      while (::rmdir(dir.c_str()) != 0 && errno == EBUSY &&
+             std::chrono::steady_clock::now() < deadline) {
+        std::this_thread::sleep_for(2ms);
       }
     }
   }

@@ -97,7 +97,8 @@ Result<> kill_cgroup(const std::vector<std::string>& dirs);
 
 /// Takes away what make_cgroups() made, last first; one that others use by now stays.
 void remove_empty_cgroups(const std::vector<std::string>& dirs);
-/// Removes cgroups and all below them, children first; best effort: one with processes stays.
+/// Removes cgroups and all below them, children first; best effort: one with processes stays. Waits
+/// up to five seconds in all for the end of processes that have been killed. Blocking.
 void remove_cgroups(const std::vector<std::string>& dirs);
 
 }  // namespace kuasar::os

@@ -1,6 +1,7 @@
 #include "os/own_memory.h"
 
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -42,6 +43,10 @@ bool says_none(const std::string& line, std::string_view field) {
 }
 
 }  // namespace
+
+void forbid_core_dumps() {
+  ::prctl(PR_SET_DUMPABLE, 0);
+}
 
 Result<> release_file_pages() {
   std::ifstream smaps("/proc/self/smaps");

@@ -12,6 +12,11 @@ namespace kuasar::os {
 /// been changed, by a debugger's or an uprobe's breakpoint, is left alone.
 Result<> release_file_pages();
 
+/// From now on a crash leaves no core file of this process and only root may trace it
+/// (PR_SET_DUMPABLE, prctl(2)): its memory holds environments and secrets of pods. A program that
+/// it executes is not affected.
+void forbid_core_dumps();
+
 /// How much this process has in memory, from /proc/self/statm (proc(5)).
 struct ResidentBytes {
   std::size_t files = 0;

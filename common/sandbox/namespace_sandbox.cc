@@ -1,5 +1,8 @@
 #include "sandbox/namespace_sandbox.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <set>
 #include <utility>
 #include <vector>
@@ -101,7 +104,10 @@ Result<> NamespaceSandbox::make_files(const runtime::v1::PodSandboxConfig& confi
   CHECK_OK(os::make_cgroups(own_cgroups_));
   making_cgroups.end();
   CHECK_OK(failpoint_result("pod.cgroups"));
+  CHECK_OK(close_directory());
   Span writing(timeline, "hostname, hosts, resolv.conf");
+  CHECK_OK(os::mount_tmpfs(tools_.paths.files(record_.id()), "kuasar-files", 0711,
+                           pod_files_room(files), true, ",nr_inodes=16"));
   CHECK_OK(write_pod_files(tools_.paths, record_.id(), files, root, labels_.mount));
   writing.end();
   CHECK_OK(failpoint_result("pod.files"));
@@ -111,6 +117,16 @@ Result<> NamespaceSandbox::make_files(const runtime::v1::PodSandboxConfig& confi
   if (!labels_.mount.empty()) more += fmt::format(",context=\"{}\"", labels_.mount);
   CHECK_OK(os::mount_tmpfs(tools_.paths.shm(record_.id()), "shm", 01777, kShmSize, true, more));
   return failpoint_result("pod.shm");
+}
+
+// What is in it, a world-writable /dev/shm among it, is for root and the pod's root alone: the OCI
+// runtime binds it as the latter.
+Result<> NamespaceSandbox::close_directory() const {
+  const std::string dir = tools_.paths.sandbox(record_.id());
+  const gid_t group = user_namespace_ ? user_namespace_->root().gid : 0;
+  if (::chown(dir.c_str(), 0, group) != 0) return fail_errno("chown", dir);
+  if (::chmod(dir.c_str(), user_namespace_ ? 0710 : 0700) != 0) return fail_errno("chmod", dir);
+  return {};
 }
 
 Result<> NamespaceSandbox::make_namespaces(const runtime::v1::PodSandboxConfig& config,
@@ -141,7 +157,8 @@ Task<Result<>> NamespaceSandbox::stop() {
     for (const char* kind : {"pid", "ipc", "uts", "user"}) CHECK_OK(os::remove_pin(pin(kind)));
     os::remove_empty_cgroups(init_cgroups());
     os::remove_empty_cgroups(own_cgroups_);
-    return os::unmount_all(tools_.paths.shm(record_.id()));
+    CHECK_OK(os::unmount_all(tools_.paths.shm(record_.id())));
+    return os::unmount_all(tools_.paths.files(record_.id()));
   };
   co_return co_await tools_.pool.run(std::move(clean));
 }
@@ -386,6 +403,10 @@ Task<bool> NamespaceSandbox::adopt_pid_init() {
 }
 
 Task<Result<>> NamespaceSandbox::recover() {
+  // A daemon of an earlier version left it open.
+  if (Result<> closed = close_directory(); !closed) {
+    log::warning({record_.id(), {}}, "{}", closed.error().message);
+  }
   if (record_.pid_init().pid() <= 0) co_return Result<>();
   const bool adopted = co_await adopt_pid_init();
   if (adopted) co_return Result<>();

@@ -47,6 +47,7 @@ class NamespaceSandbox : public Sandbox {
 
  private:
   Result<> make_files(const runtime::v1::PodSandboxConfig& config, TimelinePtr timeline) const;
+  Result<> close_directory() const;
   Result<> make_namespaces(const runtime::v1::PodSandboxConfig& config, TimelinePtr timeline) const;
   Result<> add_pod_mounts(oci::Spec& spec) const;
   Result<> check_container(const oci::Spec& spec) const;

@@ -22,6 +22,8 @@ namespace cri = ::runtime::v1;
 
 // Linux's HOST_NAME_MAX (gethostname(2)); one byte more and sethostname(2) fails.
 constexpr std::size_t kMaxHostname = 64;
+// For what containers add to their files. The kernel counts in pages.
+constexpr std::uint64_t kSpareRoom = 64U << 10;
 
 const cri::NamespaceOption& namespace_options(const cri::PodSandboxConfig& config) {
   return config.linux().security_context().namespace_options();
@@ -138,6 +140,13 @@ Result<PodFiles> plan_pod_files(const cri::PodSandboxConfig& config, const HostF
   return files;
 }
 
+std::uint64_t pod_files_room(const PodFiles& files) {
+  // Each is written beside its name first.
+  const std::uint64_t texts =
+      files.hostname_file.size() + files.hosts_file.size() + files.resolv_conf_file.size();
+  return 2 * texts + kSpareRoom;
+}
+
 Result<> write_pod_files(const StatePaths& paths, const std::string& sandbox_id,
                          const PodFiles& files, const PodRoot& root, const std::string& label) {
   const std::pair<StatePaths::Path, const std::string&> all[] = {
@@ -162,12 +171,15 @@ std::vector<InjectedMount> plan_pod_mounts(const StatePaths& paths, const std::s
     if (normal.size() > 1 && normal.ends_with('/')) normal.pop_back();
     taken.insert(std::move(normal));
   }
-  const std::string access = readonly_rootfs ? "ro" : "rw";
+  const char* const access = readonly_rootfs ? "ro" : "rw";
+  const auto options = [](const char* mode) -> std::vector<std::string> {
+    return {"rbind", "rprivate", "nosuid", "nodev", "noexec", mode};
+  };
   const InjectedMount all[] = {
-      {"/etc/hostname", paths.hostname(sandbox_id).native(), {"rbind", "rprivate", access}},
-      {"/etc/hosts", paths.hosts(sandbox_id).native(), {"rbind", "rprivate", access}},
-      {"/etc/resolv.conf", paths.resolv_conf(sandbox_id).native(), {"rbind", "rprivate", access}},
-      {"/dev/shm", paths.shm(sandbox_id).native(), {"rbind", "rprivate", "rw"}},
+      {"/etc/hostname", paths.hostname(sandbox_id).native(), options(access)},
+      {"/etc/hosts", paths.hosts(sandbox_id).native(), options(access)},
+      {"/etc/resolv.conf", paths.resolv_conf(sandbox_id).native(), options(access)},
+      {"/dev/shm", paths.shm(sandbox_id).native(), options("rw")},
   };
   if (!own_shm) taken.insert("/dev/shm");
   std::vector<InjectedMount> plan;

@@ -49,8 +49,11 @@ struct PodFiles {
 /// Pure. Text that could not stand in such a file (control characters, a host name that is none)
 /// is kInvalidArgument with the field's name.
 Result<PodFiles> plan_pod_files(const runtime::v1::PodSandboxConfig& config, const HostFiles& host);
-/// Writes the three files (0644) into the sandbox's directory, which must exist. They belong to
-/// `root`, the host's ids of the pod's root, and have the SELinux label `label`, if any.
+/// Size in bytes of the tmpfs that holds them: containers may write to them, and must not fill
+/// anything else. Pure.
+std::uint64_t pod_files_room(const PodFiles& files);
+/// Writes the three files (0644) into the sandbox's directory of files, which must exist. They
+/// belong to `root`, the host's ids of the pod's root, and have the SELinux label `label`, if any.
 Result<> write_pod_files(const StatePaths& paths, const std::string& sandbox_id,
                          const PodFiles& files, const PodRoot& root, const std::string& label);
 

@@ -9,7 +9,7 @@ namespace kuasar::sandbox {
 
 /// The on-disk tree of one sandboxer; every name in it is made here.
 ///
-///   <dir>/                              0711  tmpfs, private mount
+///   <dir>/                              0711  tmpfs of our own, private mount
 ///     boot_id                                 kernel's boot id; another boot's tree is removed
 ///     lock                                    flock(2) of the one daemon on this directory
 ///     starts                            0600  how many daemons have begun here
@@ -22,11 +22,13 @@ namespace kuasar::sandbox {
 ///     oci/                              0700  --root of the OCI runtime
 ///     pty/                              0700  console sockets, while a runtime runs
 ///     sandboxes/                        0711
-///       <sandbox id>/                   0711
+///       <sandbox id>/                   0700  0710 and the group of the pod's root with a user
+///                                             namespace
 ///         sandbox.json                  0600  state.v1.SandboxState
 ///         ns/                           0700
 ///           ipc uts pid user                  namespace pins (bind mounts of nsfs), as needed
-///         files/                        0711  what containers see below /etc
+///         files/                        0711  small tmpfs: what containers see, and write, below
+///                                             /etc
 ///           hostname hosts resolv.conf  0644
 ///         tombstones.json             0600  state.v1.Tombstones
 ///         shm/                                mount point of the pod's /dev/shm

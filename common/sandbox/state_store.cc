@@ -209,6 +209,15 @@ Loaded<State> load_file(const std::string& id, const Path& file) {
   return loaded;
 }
 
+// Bounds what our state can take of the machine's memory, and of a tmpfs /run that it shared
+// otherwise. A pod with two containers takes some 60 KiB.
+std::uint64_t state_size() {
+  constexpr std::uint64_t kMost = 1ULL << 30;
+  const auto pages = static_cast<std::uint64_t>(std::max(0L, ::sysconf(_SC_PHYS_PAGES)));
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  return std::clamp(pages * page / 8, std::uint64_t{64} << 20, kMost);
+}
+
 bool is_object_dir(const Path& path) {
   return validate_id("a directory", path.filename().native()) && is_real_dir(path);
 }
@@ -258,11 +267,13 @@ Result<> prepare_state_dir(const Path& dir) {
 
   Rollback rollback;
   if (!os::is_mountpoint(target)) {
-    if (!os::is_on_tmpfs(target)) {
-      // Executables are allowed: runc may run a sealed copy of itself out of its state directory.
-      CHECK_OK(os::mount_tmpfs(target, "kuasar", 0711, 0, false));
-    } else {
+    // State that lies on the host's own tmpfs stays visible: a daemon of an earlier version put it
+    // there.
+    if (os::is_on_tmpfs(target) && is_real_dir(StatePaths(dir).sandboxes())) {
       CHECK_OK(os::bind_mount(target, target));
+    } else {
+      // Executables are allowed: runc may run a sealed copy of itself out of its state directory.
+      CHECK_OK(os::mount_tmpfs(target, "kuasar", 0711, state_size(), false));
     }
     rollback.add([&] { (void)os::unmount_all(target); });
     CHECK_OK(write_file(StatePaths(dir).mount_mark(), ""));
@@ -318,7 +329,7 @@ Result<> StateStore::create_sandbox(const std::string& id) const {
   CHECK_OK(validate_id("the sandbox id", id));
   const Path dir = paths_.sandbox(id);
   const auto make = [&]() -> Result<> {
-    CHECK_OK(make_new_dir(dir, 0711, "sandbox"));
+    CHECK_OK(make_new_dir(dir, 0700, "sandbox"));
     Rollback rollback;
     rollback.add([&dir] { (void)remove_tree(dir); });
     CHECK_OK(make_dir(paths_.namespaces(id), 0700));

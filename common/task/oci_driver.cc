@@ -31,8 +31,8 @@ std::string exec_path(const std::string& dir, const std::string& exec, std::stri
 // everything in them may be killed.
 std::vector<std::string> planned_cgroups(const std::string& cgroups_path, const std::string& id) {
   const std::string path = os::cgroup_path_of(cgroups_path);
-  const bool own = path.starts_with('/') &&
-                   path.substr(path.rfind('/') + 1).find(id) != std::string::npos;
+  const bool own =
+      path.starts_with('/') && path.substr(path.rfind('/') + 1).find(id) != std::string::npos;
   if (!own) return {};
   return os::container_cgroups(path).value_or(std::vector<std::string>());
 }
@@ -121,9 +121,8 @@ Task<Result<>> OciDriver::start(std::string container) {
   }
   const bool went_on = co_await start_without_exec(entry, container);
   if (went_on) co_return Result<>();
-  Result<> started =
-      co_await entry->runtime->start(container, entry->sandbox_id, log_path(entry->dir),
-                                     entry->timeline);
+  Result<> started = co_await entry->runtime->start(container, entry->sandbox_id,
+                                                    log_path(entry->dir), entry->timeline);
   if (started) co_return started;
   // An earlier daemon died after its runtime had let the init go, which takes this FIFO away
   // (runc's and crun's exec.fifo): the runtime refuses to do it again.
@@ -232,12 +231,12 @@ Task<Result<>> OciDriver::remove(std::string container) {
   // The runtime is asked only about what it knows: an exec less for a create that never got there.
   const std::string runtime_state = entry->runtime->config().root + "/" + container;
   if (::access(runtime_state.c_str(), F_OK) == 0) {
-    Result<> removed = co_await entry->runtime->remove(container, entry->sandbox_id,
-                                                       log_path(entry->dir), false);
+    Result<> removed =
+        co_await entry->runtime->remove(container, entry->sandbox_id, log_path(entry->dir), false);
     if (!removed) {
       log::debug({"", container}, "{}; again with --force", removed.error().message);
-      CO_CHECK(co_await entry->runtime->remove(container, entry->sandbox_id,
-                                               log_path(entry->dir), true));
+      CO_CHECK(co_await entry->runtime->remove(container, entry->sandbox_id, log_path(entry->dir),
+                                               true));
     }
   }
   CO_CHECK(co_await finish_remove(container));

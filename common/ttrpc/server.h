@@ -20,12 +20,12 @@ namespace kuasar::ttrpc {
 
 /// Requests of one connection that may run unanswered; one more is answered RESOURCE_EXHAUSTED.
 /// Reading never stops: the client would block in write with its lock held.
-inline constexpr std::size_t kMaxUnanswered = 256;
+inline constexpr std::size_t kMaxUnanswered = 1024;
 /// Requests of one connection that may wait for an event (add_wait()): one for each process of a
 /// container.
 inline constexpr std::size_t kMaxWaiting = 4096;
 /// Handlers of one connection that may run, those whose deadline has passed included.
-inline constexpr std::size_t kMaxRunning = 1024;
+inline constexpr std::size_t kMaxRunning = 2048;
 
 /// The number that the kernel gives to a socket and to no other one until the next boot; all
 /// descriptors of a socket have it (SO_COOKIE, Linux 4.12).

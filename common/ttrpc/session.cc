@@ -87,14 +87,10 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
   if ((frame.header.flags & (kFlagRemoteClosed | kFlagRemoteOpen | kFlagNoData)) != 0) {
     return refuse(stream, Error::make(Code::kUnimplemented, "streaming calls are not served here"));
   }
-  // Each process of a container has a Wait, for as long as it runs: they have a limit of their own.
-  const std::size_t waits = waiting_.size();
-  if (unanswered_ - waits >= kMaxUnanswered || running_ - waits >= kMaxRunning ||
-      waits >= kMaxWaiting) {
-    return refuse(stream,
-                  Error::make(Code::kResourceExhausted,
-                              "of this connection {} calls run, {} are unanswered, {} wait",
-                              running_ - waits, unanswered_ - waits, waits));
+  if (unanswered_ >= kMaxUnanswered || running_ >= kMaxRunning || waiting_.size() >= kMaxWaiting) {
+    return refuse(stream, Error::make(Code::kResourceExhausted,
+                                      "of this connection {} calls run, {} are unanswered, {} wait",
+                                      running_, unanswered_, waiting_.size()));
   }
   ::ttrpc::Request request;
   const std::string_view data = frame.data();
@@ -135,10 +131,10 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
   const auto call = std::make_shared<Call>(
       Call{stream, std::move(*method), context.arrived, context.notes, false, nullptr});
   if (context.deadline) watch_deadline(call, *context.deadline);
-  ++unanswered_;
-  ++running_;
   std::string& payload = *request.mutable_payload();
   if (call->method->wait_handler) return wait(call, std::move(payload), std::move(context));
+  ++unanswered_;
+  ++running_;
   host_->spawn(run(shared_from_this(), call, std::move(payload), std::move(context)));
 }
 
@@ -181,7 +177,7 @@ void Session::finish(Call& call, const Result<std::string>& result) {
     observer.ended({call.method->service, call.method->name, code, call.arrived,
                     std::chrono::steady_clock::now(), call.notes.get()});
   }
-  --running_;
+  if (!call.method->wait_handler) --running_;
   host_->changed();
 }
 
@@ -197,7 +193,7 @@ void Session::watch_deadline(const std::shared_ptr<Call>& call,
 
 void Session::answer(Call& call, const Result<std::string>& result) {
   if (std::exchange(call.answered, true)) return;
-  --unanswered_;
+  if (!call.method->wait_handler) --unanswered_;
   respond(call.stream, result);
 }
 

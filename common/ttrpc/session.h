@@ -60,7 +60,7 @@ class Session : public ConnectionUser, public std::enable_shared_from_this<Sessi
 
   std::uint64_t peer_id() const { return peer_->id(); }
   /// Nothing is left that a stopping server waits for.
-  bool idle() const { return running_ == waiting_.size() && connection_->flushed(); }
+  bool idle() const { return running_ == 0 && connection_->flushed(); }
 
   static Task<Result<std::string>> refuse_call(std::string words);
 
@@ -95,8 +95,8 @@ class Session : public ConnectionUser, public std::enable_shared_from_this<Sessi
   std::shared_ptr<Connection> connection_;
   std::shared_ptr<Peer> peer_;
   std::uint32_t last_stream_ = 0;
-  /// Calls that were not answered yet, and calls that have not ended; those of the latter that wait
-  /// for an event, by their streams.
+  /// Handlers' calls that were not answered yet, and those that have not ended; the calls that wait
+  /// for an event, by their streams: each process of a container has one, for as long as it runs.
   std::size_t unanswered_ = 0;
   std::size_t running_ = 0;
   std::map<std::uint32_t, Waiting> waiting_;

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "e2e/many_pods.h"
 #include "e2e/table.h"
 #include "support/wait.h"
 
@@ -237,6 +238,28 @@ TEST_CASE("stdio: a workload that makes its output non-blocking loses and breaks
     CHECK(end.log.out == std::string(1048575, 'x') + "\n");
     // The next process of the same FIFO's kind is not affected: each has its own description.
     CHECK(e.output_of(pod, "echo after") == "after");
+  });
+}
+
+TEST_CASE("D7: 280 execs of one container at a time", "[e2e][table]") {
+  run_case([](Case& e) {
+    constexpr int kExecs = 280;
+    const std::string waits = "until [ -e /go ]; do sleep 0.3; done; exit ";
+    const Pod pod = e.run_pod(e.host_network_config());
+    const Container container = e.sleeper(pod);
+    bool all_there = false;
+    const std::jthread starter([&] {
+      all_there = wait_until([&] { return processes_with(waits).size() >= kExecs; },
+                             std::chrono::seconds(60));
+      (void)e.cri().exec_sync(container.id, {"touch", "/go"}, 20);
+    });
+    for_many(kExecs, kExecs, [&](int i) -> Result<> {
+      TRY(const cri::ExecSyncResponse answer,
+          e.cri().exec_sync(container.id, {"sh", "-c", waits + std::to_string(i % 100)}, 0));
+      if (answer.exit_code() == i % 100) return {};
+      return fail(Code::kUnknown, "it ended with {}", answer.exit_code());
+    });
+    CHECK(all_there);
   });
 }
 

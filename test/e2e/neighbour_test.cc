@@ -13,8 +13,8 @@
 #include "support/wait.h"
 
 // Noisy neighbours: a tenant uses something up that all pods of the node share, while the create,
-// start, exec and stop of a witness in a pod of its own are timed (docs/SECURITY.md). Each case also
-// runs against containerd's own shim (KUASAR_LAB_HANDLER=runc).
+// start, exec and stop of a witness in a pod of its own are timed (docs/SECURITY.md). Each case
+// also runs against containerd's own shim (KUASAR_LAB_HANDLER=runc).
 
 namespace kuasar::test {
 namespace {
@@ -54,7 +54,9 @@ Times witness_times(Case& e, const Pod& pod) {
   std::vector<Milliseconds> stops;
   for (int round = 0; round < kRounds; ++round) {
     Container container;
-    starts.push_back(time_of([&] { container = e.start(pod, e.container_config({"sleep", "3600"})); }));
+    starts.push_back(time_of([&] {
+      container = e.start(pod, e.container_config({"sleep", "3600"}));
+    }));
     execs.push_back(time_of([&] {
       const auto answer = e.cri().exec_sync(container.id, {"true"}, 30);
       REQUIRE(answer);

@@ -378,4 +378,24 @@ TEST_CASE("checkpoint: an image is written and the container runs on, or criu's 
   });
 }
 
+TEST_CASE("D8 U3: a container that somebody froze is stopped all the same", "[e2e][table]") {
+  run_case([](Case& e) {
+    const Pod pod = e.run_pod(e.host_network_config());
+    const Container container = e.start(pod, e.container_config({"sleep", "3608"}));
+    const os::ControllerDir freezer = cgroups_of("sleep 3608").freezer;
+    if (!freezer || freezer.v2) SKIP("cgroup v2: SIGKILL acts on what is frozen");
+    // One below it, as a container with a cgroup of its own may make.
+    const std::string below = freezer.file("below");
+    REQUIRE(std::filesystem::create_directory(below));
+    const pid_t pid = *processes_with("sleep 3608").begin();
+    REQUIRE(os::write_control(below + "/cgroup.procs", std::to_string(pid)));
+    REQUIRE(os::write_control(below + "/freezer.state", "FROZEN"));
+    REQUIRE(os::write_control(freezer.file("freezer.state"), "FROZEN"));
+    const auto begun = std::chrono::steady_clock::now();
+    REQUIRE(e.cri().stop_container(container.id, 1));
+    CHECK(std::chrono::steady_clock::now() - begun < std::chrono::seconds(5));
+    CHECK(e.status(container).exit_code() == 137);
+  });
+}
+
 }  // namespace kuasar::test

@@ -354,6 +354,36 @@ TEST_CASE_METHOD(KeeperFixture, "keeper: strays are reaped, what is about to be 
   io.run(group.join());
 }
 
+TEST_CASE_METHOD(KeeperFixture,
+                 "D4 keeper: a flood of orphans is reaped at once, without the daemon") {
+  connect();
+  KeeperSpawner spawner(*client);
+  // As a container in the host's PID namespace does.
+  const auto flood = io.run(spawner.spawn(
+      "flood",
+      shell_spec("i=0; while [ $i -lt 3000 ]; do (true &); i=$((i+1)); done; exec sleep 100")));
+  REQUIRE(flood);
+  // A runtime's orphan that nobody has adopted yet, and the runtime's own end, stay meanwhile.
+  os::ProcessSpec runtime = shell_spec("sh -c 'exit 5' & exit 0");
+  runtime.leaves_orphans = true;
+  const auto process = io.run(spawner.spawn("c/create", runtime));
+  REQUIRE(process);
+  CHECK(io.run(spawner.wait(*process)).code == 0);
+  const pid_t keeper = client->keeper_pid();
+  std::size_t most = 0;
+  const auto is_asleep = [&] {
+    most = std::max(most, test::children_of(keeper));
+    return read_file("/proc/" + std::to_string(flood->pid) + "/cmdline")
+        .value_or("")
+        .starts_with("sleep");
+  };
+  CHECK(wait_until(is_asleep, seconds(30)));
+  CHECK(most < 300);
+  CHECK(test::children_of(keeper) >= 3);
+  spawner.acknowledge(*process);
+  CHECK(wait_until([&] { return test::children_of(keeper) == 1; }, seconds(5)));
+}
+
 TEST_CASE_METHOD(KeeperFixture, "keeper: keys that nobody asks for are forgotten") {
   connect();
   {

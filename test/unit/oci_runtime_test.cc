@@ -411,7 +411,8 @@ TEST_CASE("oci runtime: removing what the runtime does not know is success") {
   lab.config.binary = "kuasar-no-such-runtime";
   OciRuntime missing(lab.spawner, lab.gate, lab.config);
   CHECK(lab.run(missing.remove("c2", "p1", lab.log(), false)));
-  CHECK(lab.run(missing.remove("c1", "p1", lab.log(), false)).error().code == Code::kFailedPrecondition);
+  CHECK(lab.run(missing.remove("c1", "p1", lab.log(), false)).error().code ==
+        Code::kFailedPrecondition);
 }
 
 TEST_CASE("oci runtime: a hostile id never becomes an argument") {
@@ -424,7 +425,8 @@ TEST_CASE("oci runtime: a hostile id never becomes an argument") {
     args.id = id;
     CHECK(lab.run(runtime.create(args)).error().code == Code::kInvalidArgument);
     CHECK(lab.run(runtime.start(id, "p1", lab.log())).error().code == Code::kInvalidArgument);
-    CHECK(lab.run(runtime.remove(id, "p1", lab.log(), true)).error().code == Code::kInvalidArgument);
+    CHECK(lab.run(runtime.remove(id, "p1", lab.log(), true)).error().code ==
+          Code::kInvalidArgument);
   }
   CHECK(lab.spawner.spawned().empty());
 }

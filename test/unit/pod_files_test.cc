@@ -207,10 +207,16 @@ TEST_CASE("pod mounts: compared whole") {
   const StatePaths paths{"/s"};
   const auto plan = plan_pod_mounts(paths, "a", {"/proc", "/dev", "/etc"}, false, true);
   const std::vector<InjectedMount> wanted{
-      {"/etc/hostname", "/s/sandboxes/a/files/hostname", {"rbind", "rprivate", "rw"}},
-      {"/etc/hosts", "/s/sandboxes/a/files/hosts", {"rbind", "rprivate", "rw"}},
-      {"/etc/resolv.conf", "/s/sandboxes/a/files/resolv.conf", {"rbind", "rprivate", "rw"}},
-      {"/dev/shm", "/s/sandboxes/a/shm", {"rbind", "rprivate", "rw"}},
+      {"/etc/hostname",
+       "/s/sandboxes/a/files/hostname",
+       {"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}},
+      {"/etc/hosts",
+       "/s/sandboxes/a/files/hosts",
+       {"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}},
+      {"/etc/resolv.conf",
+       "/s/sandboxes/a/files/resolv.conf",
+       {"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}},
+      {"/dev/shm", "/s/sandboxes/a/shm", {"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}},
   };
   CHECK(plan == wanted);
 }
@@ -219,8 +225,12 @@ TEST_CASE("pod mounts: read-only rootfs, and destinations that the spec has alre
   const StatePaths paths{"/s"};
   const auto plan = plan_pod_mounts(paths, "a", {"/etc//hosts/", "/dev/./shm"}, true, true);
   const std::vector<InjectedMount> wanted{
-      {"/etc/hostname", "/s/sandboxes/a/files/hostname", {"rbind", "rprivate", "ro"}},
-      {"/etc/resolv.conf", "/s/sandboxes/a/files/resolv.conf", {"rbind", "rprivate", "ro"}},
+      {"/etc/hostname",
+       "/s/sandboxes/a/files/hostname",
+       {"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}},
+      {"/etc/resolv.conf",
+       "/s/sandboxes/a/files/resolv.conf",
+       {"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}},
   };
   CHECK(plan == wanted);
   // With the host's IPC namespace /dev/shm stays as it was sent.

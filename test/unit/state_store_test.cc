@@ -86,7 +86,7 @@ TEST_CASE("state store: the tree has the modes of the drawing whatever the umask
   const StatePaths& paths = store.paths();
   CHECK(mode_of(paths.sandboxes()) == 0711);
   CHECK(mode_of(paths.runtime_root()) == 0700);
-  CHECK(mode_of(paths.sandbox("a")) == 0711);
+  CHECK(mode_of(paths.sandbox("a")) == 0700);
   CHECK(mode_of(paths.namespaces("a")) == 0700);
   CHECK(mode_of(paths.files("a")) == 0711);
   CHECK(mode_of(paths.containers("a")) == 0700);

@@ -284,7 +284,7 @@ TEST_CASE("ttrpc server: a deadline is answered while its handler runs on", "[tt
   });
 }
 
-TEST_CASE("ttrpc server: call 257 is refused and the other 256 are answered", "[ttrpc]") {
+TEST_CASE("ttrpc server: a call over the limit is refused and the others are answered", "[ttrpc]") {
   with_bench([](Bench& bench) -> Task<> {
     RawPeer& peer = *bench.peer;
     std::string frames;
@@ -293,11 +293,12 @@ TEST_CASE("ttrpc server: call 257 is refused and the other 256 are answered", "[
       frames += request_frame(stream, kService, "Wait", payload("x"));
     }
     co_await expect(peer.write(frames));
-    co_await expect(eventually([&] { return bench.waiting == 256; }));
+    co_await expect(
+        eventually([&] { return bench.waiting == static_cast<int>(ttrpc::kMaxUnanswered); }));
     for (int i = 0; i < 3; ++i, stream += 2) {
       co_await expect(peer.write(request_frame(stream, kService, "Echo", payload("x"))));
       const auto answer = co_await peer.read();
-      check_refused(answer, stream, Code::kResourceExhausted, "256");
+      check_refused(answer, stream, Code::kResourceExhausted, "1024");
     }
     bench.gate.set();
     for (std::size_t i = 0; i < ttrpc::kMaxUnanswered; ++i) {

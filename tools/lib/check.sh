@@ -15,7 +15,7 @@ Prints one "file:line: [rule] reason" per violation and exits 1 when there is an
   sandboxer-include              no sandboxer includes another; common/ includes none
   grpc-include, toml-include, kernel-include, include-path, pragma-once, using-namespace
   pack-any, detached, fork, shell, unfinished, columns, file-length, format
-  keeper-size                    all of common/keeper/exe has at most 800 lines
+  keeper-size                    all of common/keeper/exe has at most 950 lines
   readme-config                  README.md shows containerd's drop-in and the RuntimeClass as they are
   machine-path                   no path or package host of the machine this was written on
 
@@ -192,7 +192,7 @@ check_plant() {
   plant common/task/planted_long.cc file-length 601 "$(printf '%.0s\\n' {1..601})"
   # Two files of 450 lines break it at the second, whatever the tree itself has; the first alone may.
   plant common/keeper/exe/aa_planted_1.cc keeper-size 0 "$(printf '%.0s\\n' {1..450})"
-  plant common/keeper/exe/aa_planted_2.cc keeper-size 350 "$(printf '%.0s\\n' {1..450})"
+  plant common/keeper/exe/aa_planted_2.cc keeper-size 500 "$(printf '%.0s\\n' {1..500})"
   sed -i '/aa_planted_1/d' "$PLANT_ROOT/expected"
   printf '# as planted\nkind: Other\n' >>"$PLANT_ROOT/packaging/kubernetes/kuasar-runc.yaml"
   printf 'packaging/kubernetes/kuasar-runc.yaml:1 readme-config\n' >>"$PLANT_ROOT/expected"

@@ -4,8 +4,10 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -61,6 +63,8 @@ int Keeper::run() {
   // Children that an OCI runtime orphans come to us.
   prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
   prctl(PR_SET_NAME, "kuasar-keeper", 0, 0, 0);
+  // Environments of pods pass through its memory: no core file.
+  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   limit.rlim_cur = limit.rlim_max;
@@ -71,13 +75,20 @@ int Keeper::run() {
     say(words("cannot start: %s", strerror(errno)));
     return 1;
   }
+  sigset_t chld;
+  sigemptyset(&chld);
+  sigaddset(&chld, SIGCHLD);
+  sigprocmask(SIG_BLOCK, &chld, nullptr);
+  signals_ = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
   dup2(null_, STDIN_FILENO);
   dup2(null_, STDOUT_FILENO);
   watch_all();
   for (;;) {
+    int timeout = reap_strays();
     const bool again = retry_;
+    if (again && (timeout < 0 || timeout > kRetryMs)) timeout = kRetryMs;
     epoll_event events[16];
-    const int count = epoll_wait(epoll_, events, 16, again ? kRetryMs : -1);
+    const int count = epoll_wait(epoll_, events, 16, timeout);
     if (again) watch_all();
     for (int i = 0; i < count; ++i) handle(events[i].data.fd);
   }
@@ -87,6 +98,11 @@ int Keeper::run() {
 // number is now is looked up, and finding nothing to do is no error.
 void Keeper::handle(int fd) {
   if (fd == state_.socket) return accept_peer();
+  if (fd == signals_) {
+    signalfd_siginfo info;
+    while (read(signals_, &info, sizeof info) > 0) strays_due_ = true;
+    return;
+  }
   if (fd == state_.daemon.fd) return read_peer(state_.daemon);
   for (Peer& peer : pending_) {
     if (fd == peer.fd) return read_peer(peer);
@@ -105,6 +121,7 @@ void Keeper::watch(int fd) {
 void Keeper::watch_all() {
   retry_ = false;
   watch(state_.socket);
+  watch(signals_);
   if (state_.daemon.fd >= 0) watch(state_.daemon.fd);
   for (Entry* entry = table_.begin(); entry != table_.end(); entry = entry->next()) {
     if (entry->accepts() || entry->runs()) watch(entry->fd);
@@ -358,6 +375,7 @@ Reply Keeper::status(Request& request) {
   note_end(*child);
   if (request.message.header.type != wire::kAck) return {.body = wire::bytes_of(child->info)};
   if (child->runs()) return refusal(EBUSY, "the process runs");
+  if ((child->info.flags & wire::kLeavesOrphans) != 0) note_runtime_gone();
   siginfo_t info{};
   waitid(static_cast<idtype_t>(3 /* P_PIDFD */), static_cast<id_t>(child->fd), &info,
          WEXITED | WNOHANG);

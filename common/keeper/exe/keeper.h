@@ -94,6 +94,11 @@ class Keeper {
   void note_end(Entry& child);
   void let_go(Entry& entry);
 
+  // strays.cc
+  int reap_strays();
+  bool keep_or_reap(pid_t pid, bool keep);
+  void note_runtime_gone();
+
   // handover.cc
   Reply upgrade(Request& request);
   const char* try_program(int program) const;
@@ -105,8 +110,14 @@ class Keeper {
   const char* path_;
   int epoll_ = -1;
   int null_ = -1;
+  /// Readable when a child has ended.
+  int signals_ = -1;
   /// A descriptor that should be watched is not.
   bool retry_ = false;
+  /// A child has ended that may be one, or one is held; CLOCK_MONOTONIC.
+  bool strays_due_ = true;
+  std::int64_t strays_next_ms_ = 0;
+  std::int64_t runtime_gone_ms_ = 0;
   State state_;
   Peer pending_[8];
   unsigned peers_ = 0;

@@ -66,6 +66,13 @@ class Table {
     return nullptr;
   }
 
+  Entry* find_child(std::int32_t pid) const {
+    for (Entry* entry = begin(); entry != end(); entry = entry->next()) {
+      if (entry->info.pid == pid) return entry;
+    }
+    return nullptr;
+  }
+
   std::string_view bytes() const { return {memory_, used_}; }
   /// The bytes() of another keeper, up to the file's end; false when they are no table.
   bool read(int file, off_t offset) {
