@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <string_view>
 
 #include "worker/engine.h"
@@ -48,6 +49,13 @@ static_assert(sizeof(Value) == 32 && sizeof(External) == 40);
 constexpr std::uint8_t kExternalFunction = 0;
 constexpr std::int64_t kPage = 65536;
 constexpr int kNoLimit = -1;
+constexpr std::uint8_t kValueI32 = 0;
+constexpr std::string_view kWasi = "wasi_snapshot_preview1";
+constexpr std::string_view kProcExit = "proc_exit";
+
+// wasmtime_func_callback_t. Returns a trap, or null.
+using HostFunction = Opaque* (*)(void* data, Opaque* caller, const Value* in, std::size_t in_count,
+                                 Value* out, std::size_t out_count);
 
 struct Api {
   Opaque* (*wasm_config_new)();
@@ -61,6 +69,15 @@ struct Api {
                                  std::int64_t);
   Opaque* (*wasmtime_linker_new)(Opaque*);
   Opaque* (*wasmtime_linker_define_wasi)(Opaque*);
+  void (*wasmtime_linker_allow_shadowing)(Opaque*, bool);
+  Opaque* (*wasmtime_linker_define_func)(Opaque*, const char*, std::size_t, const char*,
+                                         std::size_t, const Opaque*, HostFunction, void*,
+                                         void (*)(void*));
+  Opaque* (*wasmtime_trap_new)(const char*, std::size_t);
+  Opaque* (*wasm_valtype_new)(std::uint8_t);
+  void (*wasm_valtype_vec_new)(Pointers*, std::size_t, Opaque* const*);
+  void (*wasm_valtype_vec_new_empty)(Pointers*);
+  Opaque* (*wasm_functype_new)(Pointers*, Pointers*);
   Opaque* (*wasmtime_linker_instantiate)(Opaque*, Opaque*, Opaque*, Instance*, Opaque**);
   Opaque* (*wasi_config_new)();
   bool (*wasi_config_set_argv)(Opaque*, std::size_t, const char* const*);
@@ -82,7 +99,6 @@ struct Api {
   Pointers* (*wasm_functype_results)(Opaque*);
   Opaque* (*wasmtime_func_call)(Opaque*, const Function*, const Value*, std::size_t, Value*,
                                 std::size_t, Opaque**);
-  bool (*wasmtime_error_exit_status)(Opaque*, int*);
   void (*wasmtime_error_message)(Opaque*, Bytes*);
   void (*wasm_trap_message)(Opaque*, Bytes*);
 };
@@ -106,6 +122,13 @@ bool resolve(void* library, std::string& why) {
   KUASAR_FIND(wasmtime_store_limiter);
   KUASAR_FIND(wasmtime_linker_new);
   KUASAR_FIND(wasmtime_linker_define_wasi);
+  KUASAR_FIND(wasmtime_linker_allow_shadowing);
+  KUASAR_FIND(wasmtime_linker_define_func);
+  KUASAR_FIND(wasmtime_trap_new);
+  KUASAR_FIND(wasm_valtype_new);
+  KUASAR_FIND(wasm_valtype_vec_new);
+  KUASAR_FIND(wasm_valtype_vec_new_empty);
+  KUASAR_FIND(wasm_functype_new);
   KUASAR_FIND(wasmtime_linker_instantiate);
   KUASAR_FIND(wasi_config_new);
   KUASAR_FIND(wasi_config_set_argv);
@@ -125,7 +148,6 @@ bool resolve(void* library, std::string& why) {
   KUASAR_FIND(wasmtime_func_type);
   KUASAR_FIND(wasm_functype_results);
   KUASAR_FIND(wasmtime_func_call);
-  KUASAR_FIND(wasmtime_error_exit_status);
   KUASAR_FIND(wasmtime_error_message);
   KUASAR_FIND(wasm_trap_message);
 #undef KUASAR_FIND
@@ -200,6 +222,7 @@ class Wasmtime : public Engine {
     }
     linker_ = api.wasmtime_linker_new(engine);
     error = api.wasmtime_linker_define_wasi(linker_);
+    if (error == nullptr) error = replace_proc_exit();
     return error == nullptr ? "" : words(error);
   }
 
@@ -225,7 +248,7 @@ class Wasmtime : public Engine {
     External function{};
     if (!plan.function.empty() && find(instance, "_initialize", function)) {
       const GuestEnd end = call(function);
-      if (end.code != 0) return end;
+      if (exit_status_ || end.code != 0) return end;
     }
     const std::string name = plan.function.empty() ? "_start" : plan.function;
     if (!find(instance, name, function)) {
@@ -270,13 +293,28 @@ class Wasmtime : public Engine {
     return end_of(error, trap);
   }
 
-  // proc_exit is an error with a status to Wasmtime.
-  static GuestEnd end_of(Opaque* error, Opaque* trap) {
-    if (error != nullptr) {
-      int status = 0;
-      if (api.wasmtime_error_exit_status(error, &status)) return {status & 0xff, ""};
-      return {kTrapCode, trap_of(message_of(error))};
-    }
+  // Wasmtime's own proc_exit traps on every status from 126 on.
+  Opaque* replace_proc_exit() {
+    api.wasmtime_linker_allow_shadowing(linker_, true);
+    Opaque* const i32 = api.wasm_valtype_new(kValueI32);
+    Pointers parameters{};
+    Pointers results{};
+    api.wasm_valtype_vec_new(&parameters, 1, &i32);
+    api.wasm_valtype_vec_new_empty(&results);
+    return api.wasmtime_linker_define_func(
+        linker_, kWasi.data(), kWasi.size(), kProcExit.data(), kProcExit.size(),
+        api.wasm_functype_new(&parameters, &results), proc_exit, this, nullptr);
+  }
+
+  // The trap unwinds the guest; end_of() does not report it as one.
+  static Opaque* proc_exit(void* self, Opaque*, const Value* in, std::size_t, Value*, std::size_t) {
+    static_cast<Wasmtime*>(self)->exit_status_ = in[0].of.i32;
+    return api.wasmtime_trap_new(kProcExit.data(), kProcExit.size());
+  }
+
+  GuestEnd end_of(Opaque* error, Opaque* trap) const {
+    if (exit_status_) return {*exit_status_ & 0xff, ""};
+    if (error != nullptr) return {kTrapCode, trap_of(message_of(error))};
     if (trap == nullptr) return {};
     Bytes message{};
     api.wasm_trap_message(trap, &message);
@@ -312,6 +350,8 @@ class Wasmtime : public Engine {
   Opaque* module_ = nullptr;
   Opaque* context_ = nullptr;
   Opaque* linker_ = nullptr;
+  /// The argument of proc_exit, once the guest has called it.
+  std::optional<std::int32_t> exit_status_;
 };
 
 }  // namespace
