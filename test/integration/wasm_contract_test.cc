@@ -1,10 +1,18 @@
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <cerrno>
 #include <string>
 
+#include "os/pty.h"
+#include "support/filtered_child.h"
 #include "support/wasm_cache_fixture.h"
 #include "support/wasm_engine.h"
 #include "support/wasm_worker.h"
+#include "worker/seccomp.h"
 
 // What docs/WASM.md promises to a module, whichever engine runs it.
 
@@ -63,6 +71,44 @@ TEST_CASE("U4: so it is for an exec and for a child of a module's zygote", "[roo
   REQUIRE(f.io.run(f.driver->exec(std::move(exec), *streams)));
   CHECK(f.exit_code(id, "e") == 126);
   f.driver->forget_exec({id, "e"});
+}
+
+TEST_CASE("U5: isatty() is true for the streams of a terminal, and false for pipes",
+          "[root][wasm]") {
+  const wasm::EngineConfig engine = each_engine();
+  INFO(engine.name);
+  WasmWorker worker(engine);
+  wasm::Plan plan = WasmWorker::plan({"/tool.wasm", "ttys"});
+  plan.terminal = true;
+  const WasmWorker::Ended terminal = worker.run_plan(plan);
+  CHECK(terminal.refusal == "");
+  CHECK(terminal.out == "0: tty\r\n1: tty\r\n2: tty\r\n");
+  const std::string pipes = worker.run({"/tool.wasm", "ttys"}).out;
+  CHECK(pipes.ends_with("1: no tty\n2: no tty\n"));
+}
+
+// In a process of its own: the filter stays.
+TEST_CASE("U5: the filter of a wasm child lets ioctl ask whether a standard stream is a terminal",
+          "[wasm]") {
+  const Result<os::Terminal> terminal = os::make_terminal();
+  REQUIRE(terminal);
+  const int other = terminal->master.get();
+  const bool compiles = GENERATE(false, true);
+  const int wrong_calls = in_filtered_child(wasm::build_filter({.compiles = compiles}), [&] {
+    char buffer[256];
+    const auto refused = [&](int fd, unsigned long request) {
+      return ::syscall(SYS_ioctl, fd, request, buffer) == -1 && errno == EPERM;
+    };
+    int wrong = 0;
+    for (int fd = 0; fd < 3; ++fd) {
+      if (refused(fd, TCGETS)) wrong |= 1;
+      if (!refused(fd, TCSETS) || !refused(fd, TIOCSTI)) wrong |= 2;
+      if (!refused(fd, TIOCSCTTY) || !refused(fd, FIONBIO)) wrong |= 4;
+    }
+    if (!refused(other, TCGETS) || !refused(-1, TCGETS)) wrong |= 8;
+    return wrong;
+  });
+  CHECK(wrong_calls == 0);
 }
 
 }  // namespace kuasar::test

@@ -16,6 +16,7 @@
 #include "os/detached_mount.h"
 #include "os/direct_spawner.h"
 #include "os/fifo.h"
+#include "os/pty.h"
 #include "support/io_fixture.h"
 #include "support/wasm_engine.h"
 #include "zygote.h"
@@ -62,7 +63,8 @@ struct WasmWorker {
   static wasm::Plan plan(std::vector<std::string> args);
   /// Up to where it waits to be started.
   Result<Running> make(wasm::Plan plan);
-  /// It is still loading its module, perhaps.
+  /// It is still loading its module, perhaps. With plan.terminal its streams are a terminal, of
+  /// which `out` is the master.
   Result<Running> begin(wasm::Plan plan);
   static void go(const Running& running);
   Ended finish(Running running);
@@ -153,8 +155,19 @@ inline Result<WasmWorker::Running> WasmWorker::begin(wasm::Plan plan) {
   add(std::move(control.theirs));
   plan.root = add(std::move(tree));
   plan.root_readonly = true;
-  plan.streams[1] = add(std::move(out.workload));
-  plan.streams[2] = add(std::move(err.workload));
+  if (plan.terminal) {
+    TRY(os::Terminal terminal, os::make_terminal());
+    for (std::int32_t& stream : plan.streams) {
+      TRY(UniqueFd slave, os::duplicate(terminal.slave.get()));
+      stream = add(std::move(slave));
+    }
+    out.reader = std::move(terminal.master);
+    out.workload.reset();
+    err.workload.reset();
+  } else {
+    plan.streams[1] = add(std::move(out.workload));
+    plan.streams[2] = add(std::move(err.workload));
+  }
   if (cache) {
     TRY(UniqueFd dir, os::duplicate(cache.get()));
     plan.cache = add(std::move(dir));

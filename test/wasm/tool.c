@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -64,6 +65,20 @@ static int hog(void) {
   }
 }
 
+// "tty" or "no tty" of each standard stream.
+static int print_ttys(void) {
+  for (int fd = 0; fd < 3; ++fd) printf("%d: %s\n", fd, isatty(fd) ? "tty" : "no tty");
+  return 0;
+}
+
+// Waits for standard input, at most 5 s.
+static int poll_stdin(void) {
+  struct pollfd entry = {0, POLLIN, 0};
+  int ready = poll(&entry, 1, 5000);
+  if (ready < 0) return failed("poll", "stdin");
+  return printf("%s\n", ready == 1 ? "ready" : "not ready") < 0;
+}
+
 static unsigned fib(unsigned n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
 
 static int do_verb(char **word, int *used) {
@@ -120,6 +135,8 @@ static int do_verb(char **word, int *used) {
   *used = 1;
   if (strcmp(verb, "stdin") == 0) return copy("stdin", 0, "stdin");
   if (strcmp(verb, "tty") == 0) return printf("%s\n", isatty(1) ? "tty" : "no tty") < 0;
+  if (strcmp(verb, "ttys") == 0) return print_ttys();
+  if (strcmp(verb, "poll") == 0) return poll_stdin();
   if (strcmp(verb, "random") == 0) return print_random();
   if (strcmp(verb, "hog") == 0) return hog();
   if (strcmp(verb, "spin") == 0) {

@@ -1,5 +1,6 @@
 #include "worker/seccomp.h"
 
+#include <asm/termbits.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
@@ -11,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 namespace kuasar::wasm {
 namespace {
@@ -195,10 +197,22 @@ void add_filters(std::vector<sock_filter>& filter) {
   add_call(filter, SYS_prctl, body);
 }
 
-// ioctl(2) for TIOCSCTTY alone.
-void add_terminals(std::vector<sock_filter>& filter) {
-  std::vector<sock_filter> body;
-  allow_with(body, 1, ~0U, TIOCSCTTY);
+// ioctl(2): TCGETS and TCGETS2 of a standard stream, by which the C library finds out whether it is
+// a terminal (the latter since glibc 2.42), and for a zygote TIOCSCTTY.
+void add_terminals(std::vector<sock_filter>& filter, bool serves) {
+  constexpr std::size_t kRequest = offsetof(seccomp_data, args[1]);
+  std::vector<sock_filter> body = {load(kRequest)};
+  if (serves) {
+    body.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TIOCSCTTY, 0, 1));
+    body.push_back(answer(SECCOMP_RET_ALLOW));
+  }
+  body.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCGETS, 2, 0));
+  body.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, TCGETS2, 1, 0));
+  body.push_back(answer(kRefused));
+  body.push_back(load(offsetof(seccomp_data, args[0])));
+  body.push_back(BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, STDERR_FILENO, 0, 1));
+  body.push_back(answer(kRefused));
+  body.push_back(answer(SECCOMP_RET_ALLOW));
   add_call(filter, SYS_ioctl, body);
 }
 
@@ -245,12 +259,12 @@ std::vector<sock_filter> build_filter(FilterOptions options) {
   }
   if (options.serves) {
     for (const int number : kForZygotes) add_allowed(filter, number);
-    add_terminals(filter);
   }
   if (options.compiles || options.loads_code) add_code(filter);
   if (options.loads_code && !options.serves) add_filters(filter);
   for (const int number : kWithoutExec) add_without_exec(filter, number);
   add_fcntl(filter);
+  add_terminals(filter, options.serves);
   filter.push_back(answer(kDenied));
   return filter;
 }
