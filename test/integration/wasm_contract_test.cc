@@ -111,4 +111,28 @@ TEST_CASE("U5: the filter of a wasm child lets ioctl ask whether a standard stre
   CHECK(wrong_calls == 0);
 }
 
+TEST_CASE("U6: a standard input that is absent is no terminal, is ready, and is at its end",
+          "[root][wasm]") {
+  const wasm::EngineConfig engine = each_engine();
+  INFO(engine.name);
+  WasmWorker worker(engine);
+  const WasmWorker::Ended ended =
+      worker.run({"/tool.wasm", "ttys", "poll", "stdin", "print", "end"});
+  CHECK(ended.refusal == "");
+  CHECK(ended.out == "0: no tty\n1: no tty\n2: no tty\nready\nend\n");
+  CHECK(ended.err == "");
+  CHECK(ended.code == 0);
+}
+
+TEST_CASE("U6: so it is for a child of a module's zygote", "[root][wasm]") {
+  wasm::EngineConfig engine = each_engine();
+  INFO(engine.name);
+  engine.aot = true;
+  WasmCacheFixture f(engine);
+  f.warm("/tool.wasm");
+  CHECK(f.one({"/tool.wasm", "ttys", "poll", "stdin"}).first ==
+        "0: no tty\n1: no tty\n2: no tty\nready\n");
+  CHECK(f.driver->module_zygotes() == 1);
+}
+
 }  // namespace kuasar::test

@@ -76,6 +76,7 @@ static int poll_stdin(void) {
   struct pollfd entry = {0, POLLIN, 0};
   int ready = poll(&entry, 1, 5000);
   if (ready < 0) return failed("poll", "stdin");
+  if (ready == 1 && (entry.revents & (POLLERR | POLLNVAL)) != 0) return printf("poll: an error\n") < 0;
   return printf("%s\n", ready == 1 ? "ready" : "not ready") < 0;
 }
 

@@ -35,6 +35,7 @@ constexpr int kCacheFd = 4;
 // Of the zygote of a module.
 constexpr int kNullFd = 5;
 constexpr int kPidNamespaceFd = 6;
+constexpr int kNoInputFd = 7;
 // What its children take to confine themselves.
 constexpr std::uint64_t kZygoteCapabilities =
     1ULL << CAP_SYS_ADMIN | 1ULL << CAP_SETUID | 1ULL << CAP_SETGID | 1ULL << CAP_SYS_CHROOT;
@@ -107,9 +108,11 @@ std::string read_whole(int fd, const std::string& name, int control) {
   return std::move(*bytes);
 }
 
-void set_streams(const Plan& plan, const std::vector<int>& fds, int null_fd, int control) {
+void set_streams(const Plan& plan, const std::vector<int>& fds, const Inheritance& zygote,
+                 int control) {
   for (int i = 0; i < 3; ++i) {
-    const int from = plan.streams[i] == kNone ? null_fd : fds[plan.streams[i]];
+    const int none = i == STDIN_FILENO ? zygote.no_input_fd : zygote.null_fd;
+    const int from = plan.streams[i] == kNone ? none : fds[plan.streams[i]];
     if (::dup2(from, i) < 0) refuse_errno(control, "set up the standard streams");
   }
   if (plan.terminal && ::ioctl(STDIN_FILENO, TIOCSCTTY, 0) != 0) {
@@ -245,9 +248,9 @@ Readiness check_module(const Inheritance& zygote, const Confinement& confinement
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) {
     refuse_errno(confinement.control, "end with the keeper");
   }
-  keep_only(
-      {confinement.control, confinement.fds[plan.cache], from.null_fd, from.own_pid_namespace},
-      confinement.control);
+  keep_only({confinement.control, confinement.fds[plan.cache], from.null_fd, from.own_pid_namespace,
+             from.no_input_fd},
+            confinement.control);
   const Confinement rest{plan, confinement.fds, kZygoteSocket};
   rest.forbid_calls({.compiles = from.engine.compiles(), .loads_code = true, .serves = true});
   const std::string code = find_code(artifact_name(plan.zygote_of, from.stamp));
@@ -257,7 +260,8 @@ Readiness check_module(const Inheritance& zygote, const Confinement& confinement
   if (!why.empty()) refuse(kZygoteSocket, "the native code is refused: " + why);
   ::malloc_trim(0);
   if (::send(kZygoteSocket, "R", 1, MSG_NOSIGNAL) != 1) ::_exit(0);
-  serve({from.engine, from.stamp, kNullFd, kPidNamespaceFd, from.command_line, plan.zygote_of});
+  serve({from.engine, from.stamp, kNullFd, kNoInputFd, kPidNamespaceFd, from.command_line,
+         plan.zygote_of});
 }
 
 [[noreturn]] void compile(Engine& engine, int source, int target, int control) {
@@ -332,7 +336,7 @@ void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
   ::umask(0);
   confinement.build_root();
   ::umask(plan.umask);
-  set_streams(plan, fds, zygote.null_fd, control);
+  set_streams(plan, fds, zygote, control);
   confinement.set_limits();
   if (!plan.zygote_of.empty()) become_zygote(zygote, confinement);
   confinement.drop_privileges();

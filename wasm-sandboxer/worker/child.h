@@ -25,6 +25,9 @@ struct Inheritance {
   std::string stamp;
   /// /dev/null.
   int null_fd = -1;
+  /// Standard input of a child that has none: the reading end of a pipe whose writer is closed.
+  /// WasmEdge takes the device /dev/null for a terminal, and epoll(7) does not take it at all.
+  int no_input_fd = -1;
   int own_pid_namespace = -1;
   CommandLine command_line;
   /// The SHA-256 of the module that is loaded already; empty: a child loads its own.

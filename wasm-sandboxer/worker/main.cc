@@ -49,6 +49,14 @@ CommandLine find_command_line() {
   return {fields[0], fields[1], fields[2], fields[3]};
 }
 
+// See Inheritance::no_input_fd. -1 with errno.
+int make_no_input() {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return -1;
+  ::close(ends[1]);
+  return ends[0];
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -66,6 +74,7 @@ int main(int argc, char** argv) {
   Inheritance inheritance{*engine,
                           "",
                           ::open("/dev/null", O_RDWR | O_CLOEXEC),
+                          make_no_input(),
                           ::open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC),
                           {},
                           ""};
@@ -76,8 +85,8 @@ int main(int argc, char** argv) {
   const std::string engine_name = argv[1];
   inheritance.command_line = find_command_line();
   show_words(inheritance.command_line, {"kuasar-wasm-worker", engine_name});
-  if (inheritance.null_fd < 0 || inheritance.own_pid_namespace < 0) {
-    refuse_errno(kZygoteSocket, "open /dev/null and /proc");
+  if (inheritance.null_fd < 0 || inheritance.no_input_fd < 0 || inheritance.own_pid_namespace < 0) {
+    refuse_errno(kZygoteSocket, "open /dev/null, /proc and a pipe");
   }
   enter_empty_root();
   const std::string ready = "R" + inheritance.stamp;
