@@ -1,12 +1,15 @@
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cerrno>
+#include <filesystem>
 #include <string>
 
+#include "base/files.h"
 #include "os/pty.h"
 #include "support/filtered_child.h"
 #include "support/wasm_cache_fixture.h"
@@ -18,6 +21,8 @@
 
 namespace kuasar::test {
 namespace {
+
+namespace fs = std::filesystem;
 
 wasm::EngineConfig each_engine() {
   const std::string name = GENERATE("wasmedge", "wasmtime");
@@ -133,6 +138,41 @@ TEST_CASE("U6: so it is for a child of a module's zygote", "[root][wasm]") {
   CHECK(f.one({"/tool.wasm", "ttys", "poll", "stdin"}).first ==
         "0: no tty\n1: no tty\n2: no tty\nready\n");
   CHECK(f.driver->module_zygotes() == 1);
+}
+
+TEST_CASE("U7: relative links that stay below the root are followed, all others are refused",
+          "[root][wasm]") {
+  const wasm::EngineConfig engine = each_engine();
+  INFO(engine.name);
+  WasmWorker worker(engine);
+  char name[] = "/tmp/kuasar-links-XXXXXX";
+  const fs::path root = ::mkdtemp(name);
+  REQUIRE(::chmod(root.c_str(), 0755) == 0);
+  worker.root = root;
+  fs::create_directories(root / "etc" / "deep");
+  REQUIRE(write_file(root / "etc" / "file", "the file\n", 0644));
+  fs::copy_file(wasm_modules() / "tool.wasm", root / "tool.wasm");
+  fs::create_symlink("etc/file", root / "down");
+  fs::create_symlink("etc", root / "dir");
+  fs::create_symlink("../file", root / "etc" / "deep" / "up");
+  fs::create_symlink("../../etc/file", root / "etc" / "deep" / "round");
+  fs::create_symlink("/etc/file", root / "absolute");
+  fs::create_symlink("../etc/file", root / "above");
+  fs::create_symlink("/tool.wasm", root / "module");
+  const auto cat = [&](const std::string& path) {
+    const WasmWorker::Ended ended = worker.run({"/tool.wasm", "cat", path});
+    return ended.code == 0 ? ended.out : ended.err;
+  };
+  for (const char* path :
+       {"/down", "/dir/file", "/etc/deep/up", "/etc/deep/round", "/dir/../etc/file"}) {
+    CHECK(cat(path) == "the file\n");
+  }
+  for (const std::string path : {"/absolute", "/above", "/../etc/file"}) {
+    CHECK(cat(path) == "cat " + path + ": Operation not permitted\n");
+  }
+  // The module itself is found by the kernel.
+  CHECK(worker.run({"/module", "exit", "3"}).code == 3);
+  fs::remove_all(root);
 }
 
 }  // namespace kuasar::test

@@ -55,6 +55,8 @@ struct WasmWorker {
   wasm::EngineZygote zygote;
   /// A directory of native code for its children; none when it is empty.
   UniqueFd cache;
+  /// The root of its children.
+  std::string root = wasm_modules();
   int count = 0;
 
   explicit WasmWorker(wasm::EngineConfig engine = lab_engine())
@@ -136,10 +138,10 @@ inline Result<WasmWorker::Running> WasmWorker::make(wasm::Plan plan) {
 }
 
 inline Result<WasmWorker::Running> WasmWorker::begin(wasm::Plan plan) {
-  os::MountPlan root;
-  root.flags = MS_BIND;
-  root.source = wasm_modules();
-  TRY(UniqueFd tree, os::make_detached_mount(root));
+  os::MountPlan bind;
+  bind.flags = MS_BIND;
+  bind.source = root;
+  TRY(UniqueFd tree, os::make_detached_mount(bind));
   TRY(wasm::SocketPair control, wasm::make_socket_pair());
   TRY(os::OutputPipe out, os::make_output_pipe());
   TRY(os::OutputPipe err, os::make_output_pipe());
