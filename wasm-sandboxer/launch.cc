@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <utility>
 
 #include "os/cgroup.h"
@@ -21,12 +22,24 @@ Result<UniqueFd> open_namespace(const std::string& path) {
   return fd;
 }
 
+// The first move of a process between cgroups for a while waits 10 to 30 ms for a grace period of
+// RCU (os::prepare_cgroup_move). Two ways do not: a thread that moves itself by v1's tasks file
+// (the child has one thread), and a birth in a cgroup of v2 (both
+// seen on Linux 6.18).
 Result<> add_cgroups(Launch& launch, const std::vector<std::string>& cgroups) {
   for (const std::string& dir : cgroups) {
+    UniqueFd tasks(::open((dir + "/tasks").c_str(), O_WRONLY | O_CLOEXEC));
+    if (tasks) {
+      launch.plan.cgroups.push_back(launch.add(std::move(tasks)));
+      continue;
+    }
+    if (errno != ENOENT) return fail_errno("open", dir + "/tasks");
     const std::string path = dir + "/cgroup.procs";
     UniqueFd procs(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-    if (!procs) return fail_errno("open", path);
-    launch.plan.cgroups.push_back(launch.add(std::move(procs)));
+    UniqueFd directory(::open(dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!procs || !directory) return fail_errno("open", path);
+    launch.plan.unified_cgroup = launch.add(std::move(procs));
+    launch.request.cgroup = launch.add(std::move(directory));
   }
   return {};
 }

@@ -34,7 +34,7 @@ struct Launch {
 };
 
 /// Opens and makes everything that a new container needs: its root and its mounts as detached
-/// mounts, its namespaces, the cgroup.procs of `cgroups`. Blocking.
+/// mounts, its namespaces, the files of `cgroups` to enter them by. Blocking.
 Result<Launch> gather_container(ContainerBlueprint blueprint, const std::string& rootfs,
                                 const std::vector<std::string>& cgroups);
 

@@ -279,11 +279,14 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   entry->image = image.value_or("");
   CO_CHECK(clamp_oom_score(plan.spec));
   CO_TRY(ContainerBlueprint blueprint, plan_container(plan.spec));
-  CO_CHECK(co_await mount_rootfs(plan));
   std::optional<Scope> scope;
   if (oci::is_systemd_cgroups_path(blueprint.cgroups_path)) {
     scope = Scope{blueprint.cgroups_path, blueprint.limits};
+    // systemd moves the process; without it the child enters its cgroups by itself, and waits for
+    // nothing.
+    pool_.submit(os::prepare_cgroup_move);
   }
+  CO_CHECK(co_await mount_rootfs(plan));
   const std::string path = os::cgroup_path_of(blueprint.cgroups_path);
   auto make_cgroups = [path, limits = blueprint.limits]() -> Result<std::vector<std::string>> {
     TRY(std::vector<std::string> dirs, os::make_container_cgroups(path));

@@ -61,6 +61,8 @@ struct WasmDriverFixture {
   std::string user = R"({"uid":1000,"gid":1000})";
   std::string more_of_process = R"(,"oomScoreAdj":500)";
   bool readonly = true;
+  /// The cgroup that their cgroups are made in, such as "/pod"; empty: they have none.
+  std::string cgroup_parent;
   /// Standard output and errors of processes, by container; what is not here goes to /dev/null.
   std::map<std::string, UniqueFd> outputs;
 
@@ -123,12 +125,13 @@ struct WasmDriverFixture {
                            const std::string& mounts = "") {
     ids.push_back(id);
     std::filesystem::create_directories(dir / id / "rootfs");
-    const std::string text =
-        fmt::format(R"({{"process":{},"root":{{"path":"rootfs","readonly":{}}},"mounts":[{}],)"
-                    R"("annotations":{{{}}},)"
-                    R"("linux":{{"namespaces":[{{"type":"pid"}},{{"type":"mount"}}]}}}})",
-                    process(args), readonly, mounts,
-                    image.empty() ? "" : R"("io.kubernetes.cri.image-name":")" + image + "\"");
+    const std::string text = fmt::format(
+        R"({{"process":{},"root":{{"path":"rootfs","readonly":{}}},"mounts":[{}],)"
+        R"("annotations":{{{}}},)"
+        R"("linux":{{{}"namespaces":[{{"type":"pid"}},{{"type":"mount"}}]}}}})",
+        process(args), readonly, mounts,
+        image.empty() ? "" : R"("io.kubernetes.cri.image-name":")" + image + "\"",
+        cgroup_parent.empty() ? "" : fmt::format(R"("cgroupsPath":"{}/{}",)", cgroup_parent, id));
     Result<oci::Spec> spec = oci::Spec::parse(text);
     REQUIRE(spec);
     task::ContainerPlan plan;

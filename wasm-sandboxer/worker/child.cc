@@ -319,7 +319,7 @@ void refuse_errno(int control, const std::string& what) {
   refuse(control, what + ": " + std::strerror(errno));
 }
 
-void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
+void run_child(const Inheritance& zygote, const std::vector<int>& fds, bool in_cgroup) {
   Engine& engine = zygote.engine;
   int control = fds[kControlFd];
   Plan plan;
@@ -331,7 +331,7 @@ void run_child(const Inheritance& zygote, const std::vector<int>& fds) {
   const bool compiles = plan.source != kNone;
   if (compiles) ::setpriority(PRIO_PROCESS, 0, kLowestPriority);
   const Confinement confinement{plan, fds, control};
-  confinement.enter_cgroups();
+  confinement.enter_cgroups(in_cgroup);
   confinement.join_namespaces();
   ::umask(0);
   confinement.build_root();

@@ -36,8 +36,9 @@ struct Inheritance {
 
 /// The process of one container: confines itself by the plan, loads the module as nobody in
 /// particular, waits to be started, runs it and ends. Or compiles a module in the same confinement,
-/// or becomes the zygote of one. `fds` are the request's descriptors.
-[[noreturn]] void run_child(const Inheritance& zygote, const std::vector<int>& fds);
+/// or becomes the zygote of one. `fds` are the request's descriptors; `in_cgroup`: it was born into
+/// Request::cgroup.
+[[noreturn]] void run_child(const Inheritance& zygote, const std::vector<int>& fds, bool in_cgroup);
 
 /// Ends the process with the words on its control socket, "E" before them.
 [[noreturn]] void refuse(int control, const std::string& why);

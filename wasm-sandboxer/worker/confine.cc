@@ -93,7 +93,7 @@ void enter_empty_root() {
   check(::chdir("/"), "enter its root");
 }
 
-void Confinement::enter_cgroups() const {
+void Confinement::enter_cgroups(bool in_unified) const {
   if (plan.held) {
     char byte = 0;
     ssize_t n;
@@ -102,9 +102,11 @@ void Confinement::enter_cgroups() const {
     // Whoever should have done it is gone.
     if (n != 1) ::_exit(255);
   }
-  for (const int index : plan.cgroups) {
+  const auto enter = [this](int index) {
     if (::write(fds[index], "0", 1) != 1) refuse_errno(control, "enter a cgroup");
-  }
+  };
+  std::for_each(plan.cgroups.begin(), plan.cgroups.end(), enter);
+  if (plan.unified_cgroup != kNone && !in_unified) enter(plan.unified_cgroup);
 }
 
 void Confinement::join_namespaces() const {

@@ -23,8 +23,8 @@ struct Confinement {
   const std::vector<int>& fds;
   int control;
 
-  /// Or waits until others have done it.
-  void enter_cgroups() const;
+  /// Or waits until others have done it. `in_unified`: it was born in that of v2.
+  void enter_cgroups(bool in_unified) const;
   void join_namespaces() const;
   /// Moves the mounts into the new root and makes that the only one.
   void build_root() const;

@@ -6,7 +6,7 @@
 namespace kuasar::wasm {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x344d5357;
+constexpr std::uint32_t kMagic = 0x354d5357;
 // A list of a plan that the daemon wrote is shorter; what is not is no plan.
 constexpr std::uint32_t kMaxList = 1U << 20;
 
@@ -103,9 +103,10 @@ bool visit(IO& io, P& plan) {
          io(plan.uid) && io(plan.gid) && io.list(plan.groups, plain) && io(plan.umask) &&
          io.list(plan.limits, limit) && io(plan.memory_pages) && io(plan.root) &&
          io(plan.root_readonly) && io.list(plan.mounts, mount) && io.list(plan.namespaces, plain) &&
-         io(plan.user_namespace) && io.list(plan.cgroups, plain) && io(plan.held) &&
-         io(plan.streams[0]) && io(plan.streams[1]) && io(plan.streams[2]) && io(plan.terminal) &&
-         io(plan.cache) && io(plan.source) && io(plan.code) && io(plan.zygote_of);
+         io(plan.user_namespace) && io.list(plan.cgroups, plain) && io(plan.unified_cgroup) &&
+         io(plan.held) && io(plan.streams[0]) && io(plan.streams[1]) && io(plan.streams[2]) &&
+         io(plan.terminal) && io(plan.cache) && io(plan.source) && io(plan.code) &&
+         io(plan.zygote_of);
 }
 
 }  // namespace

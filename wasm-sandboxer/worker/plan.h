@@ -61,6 +61,9 @@ struct Request {
   std::uint32_t new_network = 0;
   /// Index of the PID namespace that the child shall be born into; kNone.
   std::int32_t pid_namespace = kNone;
+  /// Index of the directory of a v2 cgroup that the child shall be born into; kNone. Where the
+  /// kernel refuses that, the child enters it by Plan::unified_cgroup.
+  std::int32_t cgroup = kNone;
 };
 
 struct Answer {
@@ -114,8 +117,10 @@ struct Plan {
   /// To join, in this order.
   std::vector<std::int32_t> namespaces;
   std::int32_t user_namespace = kNone;
-  /// cgroup.procs files, open for writing.
+  /// The tasks files of v1 cgroups, open for writing.
   std::vector<std::int32_t> cgroups;
+  /// cgroup.procs of the v2 cgroup, open for writing; kNone: there is none.
+  std::int32_t unified_cgroup = kNone;
   /// Others put it into its cgroups: it waits for a byte on its control socket first.
   bool held = false;
   /// Standard streams; kNone is /dev/null.

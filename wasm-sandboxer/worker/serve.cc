@@ -44,28 +44,46 @@ bool receive(Received& received) {
   return received.fds.size() > kControlFd;
 }
 
+// Where a child has been born.
+struct Birth {
+  long pid = -1;
+  bool in_cgroup = false;
+};
+
 // The child inherits our own exit signal; clone3(2) takes none together with CLONE_PARENT.
-long clone_child(const Request& request) {
+// `cgroup`: the descriptor of a v2 cgroup or kNone.
+Birth clone_child(const Request& request, int cgroup) {
   clone_args args{};
   args.flags = CLONE_PARENT;
   if (request.new_pid != 0) args.flags |= CLONE_NEWPID;
   if (request.new_mounts != 0) args.flags |= CLONE_NEWNS;
   if (request.new_network != 0) args.flags |= CLONE_NEWNET;
-  return ::syscall(SYS_clone3, &args, sizeof args);
+  if (cgroup != kNone) {
+    clone_args into = args;
+    into.flags |= CLONE_INTO_CGROUP;
+    into.cgroup = static_cast<std::uint64_t>(cgroup);
+    const long pid = ::syscall(SYS_clone3, &into, sizeof into);
+    if (pid >= 0) return {pid, true};
+  }
+  return {::syscall(SYS_clone3, &args, sizeof args), false};
 }
 
-// In the child: 0.
-long make_child(const Received& received, int own_pid_namespace) {
-  const int index = received.request.pid_namespace;
-  if (index == kNone) return clone_child(received.request);
+// In the child: pid 0.
+Birth make_child(const Received& received, int own_pid_namespace) {
+  const auto fd_of = [&](int index) {
+    return index == kNone ? kNone : received.fds[static_cast<std::size_t>(index)];
+  };
+  const int cgroup = fd_of(received.request.cgroup);
+  const int pid_namespace = fd_of(received.request.pid_namespace);
+  if (pid_namespace == kNone) return clone_child(received.request, cgroup);
   // For the next child only.
-  if (::setns(received.fds[static_cast<std::size_t>(index)], CLONE_NEWPID) != 0) return -1;
-  const long pid = clone_child(received.request);
-  if (pid == 0) return 0;
+  if (::setns(pid_namespace, CLONE_NEWPID) != 0) return {};
+  const Birth birth = clone_child(received.request, cgroup);
+  if (birth.pid == 0) return birth;
   const int err = errno;
   if (::setns(own_pid_namespace, CLONE_NEWPID) != 0) ::_exit(1);
   errno = err;
-  return pid;
+  return birth;
 }
 
 }  // namespace
@@ -73,10 +91,10 @@ long make_child(const Received& received, int own_pid_namespace) {
 void serve(const Inheritance& zygote) {
   Received received;
   while (receive(received)) {
-    const long pid = make_child(received, zygote.own_pid_namespace);
+    const auto [pid, in_cgroup] = make_child(received, zygote.own_pid_namespace);
     if (pid == 0) {
       ::close(kZygoteSocket);
-      run_child(zygote, received.fds);
+      run_child(zygote, received.fds, in_cgroup);
     }
     const Answer answer{received.request.sequence,
                         static_cast<std::int32_t>(pid < 0 ? -errno : pid)};
