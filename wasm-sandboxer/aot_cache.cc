@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "async/task_group.h"
 #include "base/files.h"
 #include "base/log.h"
 #include "launch.h"
@@ -26,7 +27,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::size_t kMaxQueue = 64;
+// Each has a descriptor.
+constexpr std::size_t kMaxQueue = 256;
+constexpr std::size_t kMaxOfPod = 8;
+constexpr std::size_t kCompilers = 2;
 // Names that are remembered; a daemon that has seen more asks again.
 constexpr std::size_t kMaxKnown = 4096;
 // Of the clock, for a machine that is busy with better things: it has the lowest priority.
@@ -37,8 +41,10 @@ constexpr mode_t kDirMode = 0711;
 // Containers read it as their own users.
 constexpr mode_t kFileMode = 0444;
 
-std::string compiler_key(const EngineZygote& zygote) {
-  return "compiler/" + zygote.config().name;
+// The first one has the name that the only one had.
+std::string compiler_key(const EngineZygote& zygote, std::size_t slot) {
+  const std::string name = "compiler/" + zygote.config().name;
+  return slot == 0 ? name : fmt::format("{}/{}", name, slot);
 }
 
 Result<std::string> read_all(int fd, std::uint64_t limit) {
@@ -130,7 +136,12 @@ std::vector<File> files_in(const std::string& dir) {
 }  // namespace
 
 AotCache::AotCache(os::Spawner& spawner, BlockingPool& pool, Limits limits)
-    : spawner_(spawner), pool_(pool), limits_(limits), more_(std::make_shared<Event>()) {}
+    : spawner_(spawner),
+      pool_(pool),
+      limits_(limits),
+      gate_(kCompilers, 1),
+      slots_(kCompilers),
+      more_(std::make_shared<Event>()) {}
 
 Result<> AotCache::open(const std::string& path) {
   std::string why;
@@ -156,71 +167,103 @@ Result<UniqueFd> AotCache::directory() const {
   return os::duplicate(dir_.get());
 }
 
-void AotCache::want(EngineZygote& zygote, std::string digest, UniqueFd module) {
-  if (!dir_ || queue_.size() >= kMaxQueue || zygote.stamp().empty() || !is_digest(digest)) return;
-  const std::string name = artifact_name(digest, zygote.stamp());
+void AotCache::want(EngineZygote& zygote, std::string digest, UniqueFd module, std::string pod) {
+  if (!dir_ || pending_ >= kMaxQueue || zygote.stamp().empty() || !is_digest(digest)) return;
+  const auto queued = pending_of_.find(pod);
+  if (queued != pending_of_.end() && queued->second >= kMaxOfPod) return;
+  std::string name = artifact_name(digest, zygote.stamp());
   if (known_.size() >= kMaxKnown) known_.clear();
-  if (!known_.insert(name).second) return;
-  queue_.push_back({&zygote, std::move(digest), std::move(module)});
+  if (!known_.emplace(pod, name).second) return;
+  ++pending_;
+  ++pending_of_[pod];
+  queue_.push_back(
+      {&zygote, std::move(digest), std::move(module), std::move(pod), std::move(name)});
   more_->set();
 }
 
 Task<> AotCache::run(std::vector<EngineZygote*> zygotes) {
-  for (EngineZygote* zygote : zygotes) co_await os::end_named(spawner_, compiler_key(*zygote));
+  for (EngineZygote* zygote : zygotes) {
+    for (std::size_t slot = 0; slot < kCompilers; ++slot) {
+      co_await os::end_named(spawner_, compiler_key(*zygote, slot));
+    }
+  }
+  TaskGroup jobs(co_await asio::this_coro::executor);
   // A wait that begins after the cancellation would not end by it.
   bool cancelled = co_await is_cancelled();
   while (!cancelled) {
-    if (queue_.empty()) {
-      more_ = std::make_shared<Event>();
-      const auto more = more_;
-      co_await more->wait();
-    } else {
-      co_await compile_next();
+    while (!queue_.empty()) {
+      Job job = std::move(queue_.front());
+      queue_.pop_front();
+      jobs.spawn(serve(std::move(job)));
     }
+    more_ = std::make_shared<Event>();
+    const auto more = more_;
+    co_await more->wait();
     cancelled = co_await is_cancelled();
   }
+  jobs.cancel();
+  co_await jobs.join();
 }
 
-Task<> AotCache::compile_next() {
-  Job job = std::move(queue_.front());
-  queue_.pop_front();
-  busy_ = true;
+Task<> AotCache::serve(Job job) {
+  {
+    const FairGate::Pass pass = co_await gate_.enter(job.pod);
+    const bool cancelled = co_await is_cancelled();
+    if (cancelled || has(job.name)) {
+      known_.erase({job.pod, job.name});
+    } else {
+      const auto free = std::find(slots_.begin(), slots_.end(), false);
+      const auto slot = static_cast<std::size_t>(free - slots_.begin());
+      slots_[slot] = true;
+      co_await compile_in_slot(job, slot);
+      slots_[slot] = false;
+    }
+  }
+  --pending_;
+  const auto left = pending_of_.find(job.pod);
+  if (--left->second == 0) pending_of_.erase(left);
+}
+
+Task<> AotCache::compile_in_slot(Job& job, std::size_t slot) {
   const auto begun = std::chrono::steady_clock::now();
-  Result<> done = co_await compile(job);
-  co_await os::end_named(spawner_, compiler_key(*job.zygote));
-  busy_ = false;
+  Result<> done = co_await compile(job, compiler_key(*job.zygote, slot));
+  co_await os::end_named(spawner_, compiler_key(*job.zygote, slot));
   const auto took = std::chrono::duration_cast<std::chrono::milliseconds>(
       std::chrono::steady_clock::now() - begun);
   const std::string_view engine = job.zygote->config().name;
   const std::string_view module = std::string_view(job.digest).substr(0, 12);
   if (done) {
-    known_.erase(artifact_name(job.digest, job.zygote->stamp()));
-    log::info({}, "module {} is compiled for {}: {} ms", module, engine, took.count());
+    known_.erase({job.pod, job.name});
+    log::info({job.pod}, "module {} is compiled for {}: {} ms", module, engine, took.count());
     co_return;
   }
   const bool cancelled = co_await is_cancelled();
   if (cancelled) co_return;
-  log::warning({}, "module {} is not compiled for {}: {}", module, engine, done.error().message);
+  log::warning({job.pod}, "module {} is not compiled for {}: {}", module, engine,
+               done.error().message);
 }
 
-Task<Result<>> AotCache::compile(Job& job) {
+bool AotCache::has(const std::string& name) const {
+  return ::faccessat(dir_.get(), name.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+Task<Result<>> AotCache::compile(Job& job, std::string key) {
   auto copy = [&job, limit = limits_.module] { return snapshot(job.module, job.digest, limit); };
   CO_TRY(const UniqueFd source, co_await pool_.run(std::move(copy)));
   job.module.reset();
   CO_TRY(const UniqueFd code, memory_file("kuasar-wasm-code", ""));
-  CO_CHECK(co_await run_compiler(*job.zygote, source, code));
-  const std::string name = artifact_name(job.digest, job.zygote->stamp());
-  auto write = [this, &name, &code] { return keep(name, code); };
+  CO_CHECK(co_await run_compiler(job, std::move(key), source, code));
+  auto write = [this, &job, &code] { return keep(job.name, code); };
   co_return co_await pool_.run(std::move(write));
 }
 
-Task<Result<>> AotCache::run_compiler(EngineZygote& zygote, const UniqueFd& source,
+Task<Result<>> AotCache::run_compiler(Job& job, std::string key, const UniqueFd& source,
                                       const UniqueFd& code) {
-  co_await os::end_named(spawner_, compiler_key(zygote));
+  co_await os::end_named(spawner_, key);
   CO_TRY(Launch launch, plan_compiler(source, code, limits_));
   const auto patience = std::chrono::seconds(limits_.cpu_seconds * kPatience);
   const Result<Helper> compiler =
-      co_await launch_helper(spawner_, zygote, std::move(launch), compiler_key(zygote), patience,
+      co_await launch_helper(spawner_, *job.zygote, std::move(launch), std::move(key), patience,
                              "the compiler (has it enough memory?)");
   if (!compiler) co_return fail(compiler.error());
   co_return Result<>();

@@ -180,7 +180,7 @@ Task<Result<>> WasmDriver::launch(const Start& start, const task::Stdio& stdio) 
   if (ready.native) {
     modules_.learn(engine, name, ready.digest);
   } else if (!ready.digest.empty()) {
-    want_code(engine, *start.member->process, ready.digest);
+    want_code(engine, start, ready.digest);
   }
   co_return Result<>();
 }
@@ -260,6 +260,7 @@ Task<Result<Readiness>> WasmDriver::launch_by(const Start& start, Zygote& zygote
 Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& stdio) {
   auto entry = std::make_shared<WasmEntry>();
   entry->mode = parse_mode(plan.runtime, standard_);
+  entry->sandbox_id = plan.sandbox_id;
   entry->dir = plan.dir;
   entry->rootfs = plan.rootfs;
   entry->timeline = plan.timeline;
@@ -300,7 +301,8 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
     CO_TRY(entry->cgroups, co_await pool_.run(std::move(make_cgroups), plan.timeline, "cgroups"));
   }
   blueprint.plan.held = scope.has_value();
-  Start start{{}, entry->init, entry->mode, entry->image, blueprint.oom_score_adj, {}};
+  Start start{
+      {}, entry->init, entry->mode, entry->image, entry->sandbox_id, blueprint.oom_score_adj, {}};
   start.ref.container = plan.id;
   start.gather = [&]() -> Task<Result<Launch>> {
     auto gather = [&] {
@@ -320,11 +322,10 @@ Task<Result<>> WasmDriver::create(task::ContainerPlan plan, const task::Stdio& s
   co_return Result<>();
 }
 
-void WasmDriver::want_code(EngineZygote& engine, const os::Process& process,
-                           const std::string& digest) {
-  Result<UniqueFd> module = os::pidfd_getfd(process.pidfd.get(), kModuleFd);
+void WasmDriver::want_code(EngineZygote& engine, const Start& start, const std::string& digest) {
+  Result<UniqueFd> module = os::pidfd_getfd(start.member->process->pidfd.get(), kModuleFd);
   if (module) {
-    cache_.want(engine, digest, std::move(*module));
+    cache_.want(engine, digest, std::move(*module), start.pod);
   } else {
     log::warning({}, "a module is not compiled: {}", module.error().message);
   }
@@ -404,7 +405,7 @@ Task<Result<>> WasmDriver::exec(task::ExecPlan plan, const task::Stdio& stdio) {
   if (!score) co_return fail(score.error());
   const auto member = std::make_shared<Member>();
   entry->execs[plan.ref.exec] = member;
-  const Start start{plan.ref, member, entry->mode, entry->image, *score, gather};
+  const Start start{plan.ref, member, entry->mode, entry->image, entry->sandbox_id, *score, gather};
   Result<> done = co_await launch(start, stdio);
   if (done) done = let_go(plan.ref);
   if (!done) {
@@ -470,6 +471,7 @@ Task<Result<bool>> WasmDriver::recover(std::string dir,
                                        std::shared_ptr<const state::v1::ContainerState> record) {
   auto entry = std::make_shared<WasmEntry>();
   entry->mode = parse_mode(record->runtime(), standard_);
+  entry->sandbox_id = record->sandbox_id();
   recover_entry(entry, dir, *record);
   task::ProcessRef init;
   init.container = record->id();

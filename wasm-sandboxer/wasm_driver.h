@@ -61,6 +61,7 @@ class WasmDriver : public task::HostDriver {
     RunMode mode;
     /// The name of its image; empty: not known.
     std::string image;
+    std::string sandbox_id;
   };
   using WasmEntryPtr = std::shared_ptr<WasmEntry>;
 
@@ -72,6 +73,7 @@ class WasmDriver : public task::HostDriver {
     MemberPtr member;
     RunMode mode;
     std::string image;
+    std::string pod;
     std::optional<int> oom_score_adj;
     /// Everything that it needs, made or opened; anew for every attempt.
     std::function<Task<Result<Launch>>()> gather;
@@ -101,7 +103,7 @@ class WasmDriver : public task::HostDriver {
   Task<> end_process(const task::ProcessRef& ref, MemberPtr member);
 
   /// A module that is not in the cache: its process has it open until it is started.
-  void want_code(EngineZygote& engine, const os::Process& process, const std::string& digest);
+  void want_code(EngineZygote& engine, const Start& start, const std::string& digest);
 
   os::FdHolder& holder_;
   AotCache cache_;

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <filesystem>
@@ -36,6 +37,8 @@ namespace {
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
+
+constexpr const char* kPod = "pod";
 
 wasm::EngineConfig with_aot(wasm::EngineConfig engine) {
   engine.aot = true;
@@ -129,7 +132,7 @@ TEST_CASE("wasm AOT: a module is compiled beside its first container, and used b
   REQUIRE(first.wanted == Fixture::digest_of("tool.wasm"));
   REQUIRE(f.files().empty());
 
-  f.cache.want(f.worker.zygote, first.wanted, Fixture::open("tool.wasm"));
+  f.cache.want(f.worker.zygote, first.wanted, Fixture::open("tool.wasm"), kPod);
   REQUIRE(f.await_files(1));
   const fs::path file = f.files().front();
   CHECK(file.filename() == first.wanted + "." + f.worker.zygote.stamp());
@@ -170,7 +173,7 @@ TEST_CASE("wasm AOT: a module is compiled beside its first container, and used b
       CHECK(ended.code == 3);
       CHECK(ended.out == "well\n");
     }
-    f.cache.want(f.worker.zygote, first.wanted, Fixture::open("tool.wasm"));
+    f.cache.want(f.worker.zygote, first.wanted, Fixture::open("tool.wasm"), kPod);
     f.await_compiler();
     CHECK(f.worker.run(args).wanted == "");
   }
@@ -188,7 +191,7 @@ TEST_CASE("wasm AOT: a guest has no way to the cache, and no call that only load
   CHECK(f.worker.run({"/hello.wasm"}).code == 0);
   if (cached) {
     const std::string digest = Fixture::digest_of("endless.wasm");
-    f.cache.want(f.worker.zygote, digest, Fixture::open("endless.wasm"));
+    f.cache.want(f.worker.zygote, digest, Fixture::open("endless.wasm"), kPod);
     REQUIRE(f.await_files(1));
   }
   Result<WasmWorker::Running> running = f.worker.make(WasmWorker::plan({"/endless.wasm"}));
@@ -218,7 +221,7 @@ TEST_CASE("wasm AOT: a daemon that ends does not wait for its compiler", "[root]
   Fixture f;
   REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
   // Its group is cancelled while it compiles, and has been when it begins.
-  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"), kPod);
   const int turns = GENERATE(0, 1, 10);
   for (int i = 0; i < turns; ++i) f.worker.io.run(sleep_for(5ms));
   f.worker.io.run(Fixture::end(f.group));
@@ -233,7 +236,7 @@ TEST_CASE("wasm AOT: the digest that is told is not believed", "[root][wasm]") {
   Fixture f;
   REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
   // As a process that was broken into would say, to have its code run by others.
-  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("hello.wasm"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("hello.wasm"), kPod);
   f.await_compiler();
   CHECK(f.files().empty());
   CHECK(f.worker.run({"/tool.wasm", "exit", "4"}).wanted == Fixture::digest_of("tool.wasm"));
@@ -243,11 +246,12 @@ TEST_CASE("wasm AOT: what cannot be compiled is said once, and harms nobody", "[
   Fixture f;
   REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
   for (const char* module : {"truncated.wasm", "elf.wasm", "text.wasm", "locals.wasm"}) {
-    f.cache.want(f.worker.zygote, Fixture::digest_of(module), Fixture::open(module));
+    f.cache.want(f.worker.zygote, Fixture::digest_of(module), Fixture::open(module), kPod);
     f.await_compiler();
   }
   CHECK(f.files().empty());
-  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"),
+               kPod);
   CHECK(f.await_files(1));
   CHECK(f.worker.run({"/hello.wasm"}).wanted == "");
 }
@@ -257,7 +261,7 @@ TEST_CASE("wasm AOT: a compiler has little memory, little time, and is nobody", 
   limits.memory = 1 << 20;
   Fixture f(each_engine(), limits);
   REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
-  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"), kPod);
   f.await_compiler();
   CHECK(f.files().empty());
   // The zygote and its containers know nothing of it.
@@ -272,12 +276,13 @@ TEST_CASE("wasm AOT: the cache stays below its size, and a module that is too la
   Fixture f(each_engine(), limits);
   REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
   REQUIRE(write_file(f.dir / "aot" / "old", "of another engine"));
-  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("hello.wasm"), Fixture::open("hello.wasm"),
+               kPod);
   f.await_compiler();
   // The newest stays, whatever its size.
   REQUIRE(f.files().size() == 1);
   CHECK(f.files().front().filename().native().starts_with(Fixture::digest_of("hello.wasm")));
-  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"));
+  f.cache.want(f.worker.zygote, Fixture::digest_of("tool.wasm"), Fixture::open("tool.wasm"), kPod);
   f.await_compiler();
   CHECK(f.files().size() == 1);
 }
@@ -316,9 +321,70 @@ TEST_CASE("wasm AOT: WasmEdge compiles no module with a 64-bit memory", "[root][
   const std::string module("\0asm\1\0\0\0\5\3\1\4\1", 13);
   REQUIRE(write_file(f.dir / "memory64.wasm", module));
   UniqueFd fd(::open((f.dir / "memory64.wasm").c_str(), O_RDONLY | O_CLOEXEC));
-  f.cache.want(f.worker.zygote, wasm::sha256_of(module), std::move(fd));
+  f.cache.want(f.worker.zygote, wasm::sha256_of(module), std::move(fd), kPod);
   f.await_compiler();
   CHECK(f.files().empty());
+}
+
+// A module with so many functions of 4 KiB, which no other number has.
+std::string big_module(std::uint32_t functions, std::uint32_t number) {
+  const auto leb = [](std::uint32_t value) {
+    std::string bytes;
+    for (; value >= 0x80; value >>= 7) bytes += static_cast<char>(value | 0x80);
+    return bytes + static_cast<char>(value);
+  };
+  const auto section = [&](char id, const std::string& body) {
+    return id + leb(static_cast<std::uint32_t>(body.size())) + body;
+  };
+  // One local, then: local.get 0, i32.const, i32.mul, local.get 0, i32.const, i32.shr_u, i32.xor,
+  // local.set 0 again and again, and at last local.get 0.
+  std::string body("\1\1\x7f", 3);
+  for (std::uint32_t i = 0; i < 250; ++i) {
+    body += "\x20\1\x41" + leb((number * 977 + i) % 8000) + "\x6c\x20\1\x41\x03\x76\x73\x21\1";
+  }
+  body += "\x20\1\x0b";
+  std::string types = leb(functions);
+  std::string bodies = leb(functions);
+  for (std::uint32_t i = 0; i < functions; ++i) {
+    types += '\0';
+    bodies += leb(static_cast<std::uint32_t>(body.size())) + body;
+  }
+  return std::string("\0asm\1\0\0\0", 8) + section(1, std::string("\1\x60\1\x7f\1\x7f", 6)) +
+         section(3, types) + section(10, bodies);
+}
+
+TEST_CASE("D16: what one pod has queued for the compiler does not delay another pod",
+          "[root][wasm]") {
+  Fixture f;
+  REQUIRE(f.worker.run({"/hello.wasm"}).code == 0);
+  const auto want = [&](const std::string& bytes, const std::string& pod) {
+    const std::string digest = wasm::sha256_of(bytes);
+    UniqueFd fd(::memfd_create("module", MFD_CLOEXEC));
+    REQUIRE(::write(fd.get(), bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+    f.cache.want(f.worker.zygote, digest, std::move(fd), pod);
+    return digest;
+  };
+  for (std::uint32_t i = 0; i < 300; ++i) want(big_module(500, i), "attacker");
+  const std::size_t queued = f.cache.pending();
+  // Its share, and no more: the queue is not full.
+  CHECK(queued == 8);
+  const std::string digest =
+      want(read_file(wasm_modules() / "hello.wasm", 1 << 20).value(), "witness");
+  CHECK(f.cache.pending() == queued + 1);
+  const auto has_it = [&] {
+    const auto files = f.files();
+    return std::any_of(files.begin(), files.end(), [&](const fs::path& file) {
+      return file.filename().native().starts_with(digest);
+    });
+  };
+  const auto until = std::chrono::steady_clock::now() + 20s;
+  while (!has_it() && std::chrono::steady_clock::now() < until) {
+    f.worker.io.run(sleep_for(5ms));
+  }
+  CHECK(has_it());
+  // While the attacker's are being compiled, one at a time.
+  CHECK(f.cache.pending() >= 6);
+  CHECK(f.worker.run({"/hello.wasm"}).wanted == "");
 }
 
 // In a process of its own: filters stay.
