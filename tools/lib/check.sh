@@ -16,6 +16,7 @@ Prints one "file:line: [rule] reason" per violation and exits 1 when there is an
   grpc-include, toml-include, kernel-include, include-path, pragma-once, using-namespace
   pack-any, detached, fork, shell, unfinished, columns, file-length, format
   keeper-size                    all of common/keeper/exe has at most 950 lines
+  shellcheck                     what shellcheck warns of in our scripts, where it is installed
   readme-config                  README.md shows containerd's drop-in and the RuntimeClass as they are
   machine-path                   no path or package host of the machine this was written on
 
@@ -53,12 +54,24 @@ check_tree() {
       ((${#cxx[@]} == 0)) || awk -f "$KUASAR_LIB/check.awk" "${cxx[@]}"
       ((${#layers[@]} == 0)) || awk -f "$KUASAR_LIB/check_cmake.awk" "${layers[@]}"
       check_scripts_length "${all[@]}"
+      check_scripts "${all[@]}"
       check_machine_paths "${all[@]}"
       check_readme_config packaging/containerd/kuasar-runc.toml toml
       check_readme_config packaging/kubernetes/kuasar-runc.yaml yaml
       if command -v clang-format-14 >/dev/null; then fmt_violations . "${cxx[@]}" || true; fi
     } | sort -t : -k 1,1 -k 2,2n
   )
+}
+
+# check_scripts FILE...: what shellcheck warns of in our scripts. A variable that only another
+# script uses (SC2034) is none of it.
+check_scripts() {
+  local scripts
+  command -v shellcheck >/dev/null || return 0
+  mapfile -t scripts < <(printf '%s\n' "$@" | grep -xE '.*\.sh|(\./)?(tools/dev|\.ci/run)' || true)
+  ((${#scripts[@]} == 0)) ||
+    shellcheck --severity=warning --exclude=SC2034 --format=gcc "${scripts[@]}" |
+    sed -E 's/^([^:]+:[0-9]+):[0-9]+: [a-z]+: (.*)/\1: [shellcheck] \2/' || true
 }
 
 check_scripts_length() {
@@ -185,6 +198,7 @@ check_plant() {
   plant common/task/planted_using.h using-namespace 3 "${once}using namespace kuasar;"
   plant common/task/planted_pack.cc pack-any 2 '\nvoid f(Any& a, Message& m) { a.PackFrom(m); }'
   plant common/task/planted_detached.cc detached 1 'auto token = asio::detached;'
+  plant tools/lib/planted_script.sh shellcheck 2 '# shellcheck shell=bash\ncd $1/$unquoted'
   plant common/task/planted_fork.cc fork 1 'int pid = ::fork();'
   plant common/task/planted_shell.cc shell 1 'int status = ::system("true");'
   plant common/task/planted_todo.cc unfinished 1 '// TO''DO: later'

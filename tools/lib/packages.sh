@@ -9,7 +9,7 @@ readonly KUASAR_BUILD_PACKAGES=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev
   libfmt-dev libtoml11-dev libexpected-dev libsystemd-dev prometheus-cpp-dev
   patchelf iptables iproute2 procps mount util-linux
-  mmdebstrap systemd-container python3-pip
+  mmdebstrap systemd-container python3-pip shellcheck
 )
 
 # Used by tests that say SKIPPED without them.
