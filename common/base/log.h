@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -27,8 +28,12 @@ std::optional<Level> parse_level(std::string_view name);
 void init(Level level, std::string_view identifier);
 
 bool enabled(Level level);
-/// Writes one line in one system call. Safe from any thread. Control characters are escaped.
+/// Writes one line in one system call. Safe from any thread. Control characters are escaped. Never
+/// waits for a reader: a line that finds no room is dropped and counted, and the next one that is
+/// written comes after one that says how many were.
 void write(Level level, const About& about, std::string_view text);
+/// Lines dropped so far.
+std::uint64_t dropped();
 
 template <typename... Args>
 void line(Level level, const About& about, fmt::format_string<Args...> format, Args&&... args) {

@@ -128,6 +128,8 @@ void Metrics::Registry::tell(const Gauges& g) {
   gauge("kuasar_pool_work", "Blocking work that runs or waits for a thread.",
         static_cast<double>(g.pool_work));
   gauge("kuasar_pool_oldest_work_seconds", "Age of the oldest such work.", g.pool_oldest_seconds);
+  counter("kuasar_log_lines_dropped_total", "Log lines that found no room at their reader.",
+          static_cast<double>(g.log_lines_dropped));
   gauge("kuasar_gate_waiting", "Runs of the OCI runtime that wait for their turn.",
         static_cast<double>(g.gate_waiting));
   gauge("kuasar_gate_oldest_wait_seconds", "How long the first of them has waited.",

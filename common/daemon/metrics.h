@@ -28,6 +28,7 @@ struct Gauges {
   std::size_t keeper_children = 0;
   /// Keepers that this daemon has connected to after the first.
   std::uint64_t keeper_replacements = 0;
+  std::uint64_t log_lines_dropped = 0;
   /// Before the OCI runtime.
   std::size_t gate_waiting = 0;
   double gate_oldest_seconds = 0;

@@ -94,6 +94,8 @@ struct MetricsServer::Connection {
   asio::posix::stream_descriptor socket;
   asio::steady_timer deadline;
   bool late = false;
+  /// The request has come.
+  bool asked = false;
 };
 
 MetricsServer::MetricsServer(asio::any_io_executor executor, Text text,
@@ -139,9 +141,25 @@ Task<> MetricsServer::accept_loop() {
       }
       continue;
     }
-    if (connections_.size() >= kMaxConnections) continue;
-    connections_.spawn(serve(std::make_shared<Connection>(executor_, std::move(fd))));
+    make_room();
+    auto connection = std::make_shared<Connection>(executor_, std::move(fd));
+    silent_.push_back(connection);
+    connections_.spawn(serve(std::move(connection)));
   }
+}
+
+// Whoever connects and asks for nothing must not keep a scrape out.
+void MetricsServer::make_room() {
+  std::erase_if(silent_, [](const auto& weak) {
+    const auto connection = weak.lock();
+    return !connection || connection->asked;
+  });
+  if (silent_.size() < kMaxConnections) return;
+  if (const auto oldest = silent_.front().lock()) {
+    oldest->late = true;
+    oldest->socket.cancel();
+  }
+  silent_.pop_front();
 }
 
 Task<> MetricsServer::serve(std::shared_ptr<Connection> connection) {
@@ -162,6 +180,7 @@ Task<> MetricsServer::serve(std::shared_ptr<Connection> connection) {
         co_await connection->socket.async_read_some(asio::buffer(buffer), as_result(ec));
     request.append(buffer, size);
   }
+  connection->asked = true;
   // A late or a gone one gets nothing: it would not be there to read it.
   if (!ec && !connection->late) {
     const std::string reply = answer(request);

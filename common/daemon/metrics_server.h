@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,9 +17,9 @@
 namespace kuasar::daemon {
 
 /// The HTTP/1.1 that a scrape needs and no more: GET /metrics, one request per connection, a
-/// request of at most 8 KiB within `timeout`, at most 16 connections at a time (one more is
-/// closed). Owned by the daemon's service; lives on the io thread. stop() must have ended before it
-/// is destroyed.
+/// request of at most 8 KiB within `timeout`, at most 16 connections at a time: one more takes the
+/// place of the one that has been silent for the longest. Owned by the daemon's service; lives on
+/// the io thread. stop() must have ended before it is destroyed.
 class MetricsServer {
  public:
   /// Called for every scrape.
@@ -36,6 +37,7 @@ class MetricsServer {
 
   Task<> accept_loop();
   Task<> serve(std::shared_ptr<Connection> connection);
+  void make_room();
   std::string answer(const std::string& request) const;
 
   asio::any_io_executor executor_;
@@ -44,6 +46,8 @@ class MetricsServer {
   UniqueFd listening_;
   std::optional<Listener> file_;
   Event stopping_;
+  /// Those whose request is not there yet, the oldest first.
+  std::list<std::weak_ptr<Connection>> silent_;
   TaskGroup connections_;
   TaskGroup accepting_;
 };

@@ -89,6 +89,7 @@ Gauges Telemetry::look() const {
         std::chrono::duration<double>(std::chrono::steady_clock::now() - work.front().since)
             .count();
   }
+  gauges.log_lines_dropped = log::dropped();
   if (sources_.gate != nullptr) {
     const FairGate::Totals& totals = sources_.gate->totals();
     gauges.gate_waiting = sources_.gate->waiting();

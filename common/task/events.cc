@@ -36,6 +36,11 @@ bool is_final(Code code) {
          code == Code::kResourceExhausted;
 }
 
+// Nobody has judged the event.
+bool is_silence(Code code) {
+  return code == Code::kDeadlineExceeded || code == Code::kUnavailable;
+}
+
 }  // namespace
 
 class EventPublisher::Core {
@@ -145,6 +150,17 @@ Task<> EventPublisher::Core::forward() {
     const auto answer = co_await std::move(call);
     if (answer) co_return;
     if (stop_.is_set() || answer.error().code == Code::kCancelled) continue;
+    if (is_silence(answer.error().code)) {
+      // It hangs, or has gone: with this event the reason for an end (OOMKilled) would be lost.
+      if (!std::exchange(away_logged_, true)) {
+        log::warning({}, "containerd does not answer, events wait ({}): {}", pending(),
+                     answer.error().message);
+      }
+      backoff_ = std::clamp(backoff_ * 2, options_.first_backoff, options_.max_backoff);
+      co_await stop_.wait_for(backoff_);
+      continue;
+    }
+    away_logged_ = false;
     if (++attempts >= kAttempts || is_final(answer.error().code)) {
       ++dropped_;
       log::warning({}, "event {} dropped after {} attempts: {}", current_->envelope().topic(),

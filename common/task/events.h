@@ -27,8 +27,9 @@ class EventSink {
 
 /// Forwards events in order to containerd's event exchange over ttrpc. Owned by the daemon; lives
 /// on the io thread. Events wait in a bounded queue while containerd is away; when it is full the
-/// oldest is dropped and counted in the log. An event that containerd fails five times, or
-/// refuses as malformed, is dropped with a log line. Undelivered events are lost with the process.
+/// oldest is dropped and counted in the log. An event that containerd refuses five times, or
+/// as malformed, is dropped with a log line; one that it does not answer is kept and sent again.
+/// Undelivered events are lost with the process.
 class EventPublisher : public EventSink {
  public:
   static constexpr std::size_t kQueueLimit = 4096;

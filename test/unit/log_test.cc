@@ -1,12 +1,17 @@
 #include "base/log.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <chrono>
 #include <ctime>
 #include <string>
 
 #include "base/log_entry.h"
+#include "base/unique_fd.h"
 
 namespace kuasar::log {
 namespace {
@@ -59,6 +64,34 @@ TEST_CASE("log: the journal is used only when JOURNAL_STREAM names this very std
     CHECK_FALSE(names_stream(other, file));
   }
   CHECK_FALSE(names_stream(nullptr, file));
+}
+
+TEST_CASE("D10 log: a reader that hangs holds up nobody, and hears what it has missed") {
+  int ends[2];
+  REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  const UniqueFd reader(ends[0]);
+  const UniqueFd former(::fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
+  REQUIRE(::fcntl(ends[1], F_SETPIPE_SZ, 4096) > 0);
+  REQUIRE(::dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
+  ::close(ends[1]);
+  const std::uint64_t before = dropped();
+  init(Level::kInfo, "x");
+  const auto begun = std::chrono::steady_clock::now();
+  for (int i = 0; i < 1000; ++i) info({}, "a line that nobody reads, number {}", i);
+  const auto took = std::chrono::steady_clock::now() - begun;
+  const std::uint64_t lost = dropped() - before;
+  std::string heard(8192, '\0');
+  const ssize_t first = ::read(reader.get(), heard.data(), heard.size());
+  info({}, "a line that is read");
+  const ssize_t second = ::read(reader.get(), heard.data(), heard.size());
+  heard.resize(static_cast<std::size_t>(std::max<ssize_t>(second, 0)));
+  ::dup2(former.get(), STDERR_FILENO);
+  init(Level::kInfo, "kuasar");
+  CHECK(took < std::chrono::seconds(1));
+  CHECK(first > 0);
+  CHECK(lost > 900);
+  CHECK(heard.find(std::to_string(lost) + " log lines were lost") != std::string::npos);
+  CHECK(heard.ends_with("a line that is read\n"));
 }
 
 }  // namespace kuasar::log
