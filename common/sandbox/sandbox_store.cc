@@ -4,45 +4,72 @@
 
 #include <boost/asio/post.hpp>
 #include <chrono>
+#include <functional>
 #include <utility>
 
 #include "async/event.h"
+#include "containerd/services/namespaces/v1/namespace.grpc.pb.h"
 #include "containerd/services/sandbox/v1/sandbox.grpc.pb.h"
 
 namespace kuasar::sandbox {
 namespace {
 
 namespace api = ::containerd::services::sandbox::v1;
+namespace names = ::containerd::services::namespaces::v1;
 
 constexpr std::chrono::seconds kTimeout(5);
 // Every sandbox comes with its whole PodSandboxConfig.
 constexpr int kMaxAnswer = 256 << 20;
 
 /// Shared with gRPC's callback, which may come when nobody waits any more.
+template <class Service, class Request, class Response>
 struct Query {
   grpc::ClientContext context;
-  api::StoreListRequest request;
-  api::StoreListResponse response;
+  Request request;
+  Response response;
   grpc::Status status;
-  std::unique_ptr<api::Store::Stub> stub;
+  std::unique_ptr<typename Service::Stub> stub;
   /// Belongs to the io thread.
   Event done;
 };
+using NamespacesQuery =
+    Query<names::Namespaces, names::ListNamespacesRequest, names::ListNamespacesResponse>;
+using SandboxesQuery = Query<api::Store, api::StoreListRequest, api::StoreListResponse>;
 
 class ContainerdStore : public SandboxStore {
  public:
   ContainerdStore(asio::any_io_executor io, std::string socket)
       : io_(std::move(io)), socket_(std::move(socket)) {}
 
+  // A pod of another namespace ("k8s.io" is CRI's) is as much alive as one of CRI's.
   Task<Result<std::set<std::string>>> list() override {
-    const auto query = std::make_shared<Query>();
-    query->context.AddMetadata("containerd-namespace", "k8s.io");
-    query->context.set_deadline(std::chrono::system_clock::now() + kTimeout);
     grpc::ChannelArguments arguments;
     arguments.SetMaxReceiveMessageSize(kMaxAnswer);
-    query->stub = api::Store::NewStub(grpc::CreateCustomChannel(
-        "unix://" + socket_, grpc::InsecureChannelCredentials(), arguments));
-    query_ = query;
+    const std::shared_ptr<grpc::Channel> channel = grpc::CreateCustomChannel(
+        "unix://" + socket_, grpc::InsecureChannelCredentials(), arguments);
+    const auto namespaces = std::make_shared<NamespacesQuery>();
+    namespaces->stub = names::Namespaces::NewStub(channel);
+    CO_CHECK(co_await ask(namespaces));
+    std::set<std::string> ids;
+    for (const auto& one : namespaces->response.namespaces()) {
+      const auto sandboxes = std::make_shared<SandboxesQuery>();
+      sandboxes->stub = api::Store::NewStub(channel);
+      sandboxes->context.AddMetadata("containerd-namespace", one.name());
+      CO_CHECK(co_await ask(sandboxes));
+      for (const auto& sandbox : sandboxes->response.list()) ids.insert(sandbox.sandbox_id());
+    }
+    co_return ids;
+  }
+
+  void cancel() override {
+    if (cancel_) cancel_();
+  }
+
+ private:
+  template <class AnyQuery>
+  Task<Result<>> ask(std::shared_ptr<AnyQuery> query) {
+    query->context.set_deadline(std::chrono::system_clock::now() + kTimeout);
+    cancel_ = [query] { query->context.TryCancel(); };
     query->stub->async()->List(&query->context, &query->request, &query->response,
                                [io = io_, query](grpc::Status status) {
                                  query->status = std::move(status);
@@ -50,24 +77,16 @@ class ContainerdStore : public SandboxStore {
                                });
     // Also when we are cancelled: gRPC calls back into the executor.
     while (!query->done.is_set()) co_await query->done.wait_for(kTimeout);
-    query_.reset();
-    if (!query->status.ok()) {
-      co_return fail(Code::kUnavailable, "containerd's sandbox store at {} does not answer: {}",
-                     socket_, query->status.error_message());
-    }
-    std::set<std::string> ids;
-    for (const auto& sandbox : query->response.list()) ids.insert(sandbox.sandbox_id());
-    co_return ids;
+    cancel_ = nullptr;
+    if (query->status.ok()) co_return Result<>();
+    co_return fail(Code::kUnavailable, "containerd's sandbox store at {} does not answer: {}",
+                   socket_, query->status.error_message());
   }
 
-  void cancel() override {
-    if (query_) query_->context.TryCancel();
-  }
-
- private:
   asio::any_io_executor io_;
   std::string socket_;
-  std::shared_ptr<Query> query_;
+  /// Of the call that is under way.
+  std::function<void()> cancel_;
 };
 
 }  // namespace

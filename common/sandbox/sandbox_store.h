@@ -21,8 +21,9 @@ class SandboxStore {
   virtual void cancel() = 0;
 };
 
-/// The Store service on containerd's gRPC socket (containerd api/services/sandbox/v1), namespace
-/// k8s.io. A channel lives for one call: it is asked rarely, and its threads cost memory.
+/// The Store service on containerd's gRPC socket (containerd api/services/sandbox/v1), asked for
+/// every namespace that containerd has. A channel lives for one call: it is asked rarely, and its
+/// threads cost memory.
 std::unique_ptr<SandboxStore> containerd_store(asio::any_io_executor io, std::string socket);
 
 }  // namespace kuasar::sandbox
