@@ -16,12 +16,13 @@ namespace kuasar {
 
 namespace {
 
-enum class Action { kNone, kKill, kStop, kFail };
+enum class Action { kNone, kKill, kStop, kFail, kAbort };
 
 Action parse(std::string_view text) {
   if (text.starts_with("kill")) return Action::kKill;
   if (text.starts_with("stop")) return Action::kStop;
   if (text.starts_with("fail")) return Action::kFail;
+  if (text.starts_with("abort")) return Action::kAbort;
   return Action::kNone;
 }
 
@@ -39,6 +40,7 @@ bool pass(const std::string& name, bool can_fail) {
   // Whoever removes the file is the one it is meant for.
   if (::unlink(file.c_str()) != 0) return false;
   if (action == Action::kFail) return true;
+  if (action == Action::kAbort) std::abort();
   ::kill(::getpid(), action == Action::kStop ? SIGSTOP : SIGKILL);
   return false;
 }

@@ -9,8 +9,8 @@ namespace kuasar {
 /// Named points in the code where a test lets this process die, stop, or meet an error. Only in
 /// builds with KUASAR_FAILPOINTS (the asan preset), and only when the environment names a directory
 /// as KUASAR_FAILPOINT_DIR: the file <name> in it is removed, once, and says what happens: "kill"
-/// is SIGKILL to this process, "stop" is SIGSTOP, "fail" an error. Elsewhere they compile to
-/// nothing. Any thread may pass one.
+/// is SIGKILL to this process, "stop" is SIGSTOP, "abort" is abort(3), "fail" an error. Elsewhere
+/// they compile to nothing. Any thread may pass one.
 #ifdef KUASAR_FAILPOINTS
 inline constexpr bool kHasFailpoints = true;
 /// The name is given in parts, so that a build without failpoints pays nothing for it. "fail" is

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "async/task_group.h"
+#include "base/crash_mark.h"
 #include "base/failpoint.h"
 #include "base/helper.h"
 #include "base/log.h"
@@ -64,6 +65,13 @@ struct Keeping {
   Sockets sockets;
 };
 
+bool has_crashed(const sandbox::StatePaths& paths) {
+  const Result<bool> crashed = take_crash_mark(paths.crash_mark());
+  if (!crashed) log::warning({}, "a crash will not be known as one: {}", crashed.error().message);
+  if (crashed.value_or(false)) log::error({}, "the daemon before this one crashed");
+  return crashed.value_or(false);
+}
+
 /// Everything that lives as long as the daemon serves, built from the bottom up.
 class Service {
  public:
@@ -79,7 +87,8 @@ class Service {
         tasks_(io, pool, *engine.driver, manager_, publisher_, *keeping.client,
                store.paths().consoles().native()),
         task_server_(io),
-        connections_(*keeping.client, task_server_, store.paths().journals()),
+        connections_(*keeping.client, task_server_, store.paths().journals(),
+                     has_crashed(store.paths())),
         controller_(io, manager_, pool, "ttrpc+unix://" + store.paths().task_socket().native()),
         telemetry_(io,
                    {pool, manager_, orphans_, controller_, tasks_, task_server_, publisher_,

@@ -29,8 +29,8 @@ ttrpc::PeerProcess process_of(int connection) {
 }  // namespace
 
 TaskConnections::TaskConnections(keeper::KeeperClient& keeper, ttrpc::Server& server,
-                                 std::filesystem::path journals)
-    : keeper_(keeper), server_(server), journals_(std::move(journals)) {}
+                                 std::filesystem::path journals, bool crashed)
+    : keeper_(keeper), server_(server), journals_(std::move(journals)), crashed_(crashed) {}
 
 Result<task::HeldConnections> TaskConnections::begin(int listener) {
   CHECK_OK(make_dir(journals_));
@@ -47,6 +47,8 @@ Result<task::HeldConnections> TaskConnections::begin(int listener) {
     }
   }
   remove_orphaned_journals();
+  // Those of connections to come are new.
+  crashed_ = false;
   CHECK_OK(keeper_.accept(kKind, listener));
   return held;
 }
@@ -76,8 +78,8 @@ std::shared_ptr<ttrpc::Peer> TaskConnections::serve(const std::string& name, Uni
 }
 
 TaskConnections::JournalResult TaskConnections::open_journal(const std::string& name) {
-  return ttrpc::FileJournal::open(journals_ / name.substr(kPrefix.size()),
-                                  [this, name] { keeper_.drop(name); });
+  return ttrpc::FileJournal::open(
+      journals_ / name.substr(kPrefix.size()), [this, name] { keeper_.drop(name); }, crashed_);
 }
 
 void TaskConnections::discard(const std::string& name, JournalResult journal) {

@@ -18,8 +18,9 @@ namespace kuasar::daemon {
 /// the daemon's service; lives on the io thread.
 class TaskConnections {
  public:
+  /// `crashed`: the daemon before this one crashed (base/crash_mark.h).
   TaskConnections(keeper::KeeperClient& keeper, ttrpc::Server& server,
-                  std::filesystem::path journals);
+                  std::filesystem::path journals, bool crashed);
 
   /// Takes over the connections that an earlier daemon served (their unanswered requests run now:
   /// recovery must be over), then those that the keeper accepts on `listener`. Returns the former,
@@ -41,6 +42,7 @@ class TaskConnections {
   keeper::KeeperClient& keeper_;
   ttrpc::Server& server_;
   std::filesystem::path journals_;
+  bool crashed_;
 };
 
 }  // namespace kuasar::daemon

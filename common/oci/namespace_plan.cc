@@ -22,7 +22,8 @@ constexpr Kind kIpc{"ipc", "ipc"};
 constexpr Kind kUts{"uts", "uts"};
 constexpr Kind kPid{"pid", "pid"};
 constexpr Kind kUser{"user", "user"};
-constexpr std::string_view kTypes[] = {"network", "ipc", "uts", "pid", "mount", "cgroup", "user"};
+constexpr std::string_view kTypes[] = {"network", "ipc",    "uts",  "pid",
+                                       "mount",   "cgroup", "user", "time"};
 
 // One change of one entry: a new path, or its removal.
 struct Change {
@@ -156,7 +157,7 @@ Result<std::optional<Change>> plan_user(const std::vector<NamespaceEntry>& entri
 }
 
 Result<> check_own(const std::vector<NamespaceEntry>& entries) {
-  for (const std::string_view type : {"mount", "cgroup"}) {
+  for (const std::string_view type : {"mount", "cgroup", "time"}) {
     const NamespaceEntry* entry = find(entries, type);
     if (entry != nullptr && !entry->path.empty()) {
       return fail(Code::kInvalidArgument,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <iterator>
 
@@ -44,7 +43,7 @@ Result<std::string> exec_process(std::string_view text, bool terminal) {
   if (args.empty()) return fail(Code::kInvalidArgument, "process.args: must not be empty");
   CHECK_OK(spec->env());
   CHECK_OK(spec->process_user());
-  json::value whole = json::parse(spec->dump());
+  json::value whole = spec->root();
   TRY(const std::string cwd, text_field(whole, "process.cwd"));
   if (cwd.empty() || cwd.front() != '/') {
     return fail(Code::kInvalidArgument, "process.cwd: \"{}\" is not an absolute path", cwd);
@@ -93,7 +92,7 @@ Result<> read_limits(const json::value& whole, ProcessView& view) {
 
 Result<ProcessView> parse_process(std::string_view text) {
   TRY(const Spec spec, Spec::parse(fmt::format("{{\"process\":{}}}", text)));
-  const json::value whole = json::parse(spec.dump());
+  const json::value& whole = spec.root();
   ProcessView view;
   TRY(view.args, spec.args());
   TRY(view.env, spec.env());
@@ -122,7 +121,7 @@ Result<ProcessView> parse_process(std::string_view text) {
 Result<std::string> process_like(std::string_view config, const Command& command) {
   TRY(const Spec spec, Spec::parse(config));
   TRY(const std::vector<std::string> own_env, spec.env());
-  json::value whole = json::parse(spec.dump());
+  json::value whole = spec.root();
   TRY(json::value * found, find_field(whole, "process"));
   if (found == nullptr || !found->is_object()) {
     return fail(Code::kInvalidArgument, "config.json: process is missing");

@@ -74,6 +74,8 @@ class Spec {
   /// would not.
   static Result<Spec> parse(std::string_view text);
   std::string dump() const;
+  /// The whole document, for what has no accessor of its own.
+  const boost::json::value& root() const { return root_; }
 
   Result<bool> terminal() const;
   Result<std::vector<std::string>> args() const;

@@ -13,6 +13,7 @@ namespace kuasar::sandbox {
 ///     boot_id                                 kernel's boot id; another boot's tree is removed
 ///     lock                                    flock(2) of the one daemon on this directory
 ///     starts                            0600  how many daemons have begun here
+///     crashed                           0600  not empty: the daemon before has crashed
 ///     mounted                                 a daemon has mounted <dir>, and may unmount it
 ///     task.sock                               Task API; the name is an ABI, containerd stores it
 ///     keeper.sock                             the keeper's socket
@@ -54,6 +55,7 @@ class StatePaths {
   Path boot_id() const { return root_ / "boot_id"; }
   Path lock() const { return root_ / "lock"; }
   Path mount_mark() const { return root_ / "mounted"; }
+  Path crash_mark() const { return root_ / "crashed"; }
   Path starts() const { return root_ / "starts"; }
   Path task_socket() const { return root_ / "task.sock"; }
   Path keeper_socket() const { return root_ / "keeper.sock"; }

@@ -21,6 +21,9 @@ constexpr std::array<char, 8> kMagic = {'K', 'S', 'R', 'J', 'R', 'N', 'L', '1'};
 constexpr std::uint32_t kUnanswered = 0x756e616e;
 constexpr std::uint32_t kApplied = 0x6170706c;
 constexpr std::uint32_t kStruck = 0x73747275;
+// Unanswered, or applied, and a process has crashed meanwhile.
+constexpr std::uint32_t kMarked = 0x6d61726b;
+constexpr std::uint32_t kMarkedApplied = 0x6d61726c;
 // An empty journal longer than this is cut; one with unanswered requests (a Wait stays for hours)
 // is rewritten when it is kRewriteSize long and mostly answered.
 constexpr std::uint64_t kCutSize = 8U << 10;
@@ -78,10 +81,15 @@ Result<> write_at(int fd, std::string_view bytes, std::uint64_t offset) {
   return {};
 }
 
+std::uint32_t state_of(bool applied, bool marked) {
+  if (marked) return applied ? kMarkedApplied : kMarked;
+  return applied ? kApplied : kUnanswered;
+}
+
 std::string encode_entry(std::uint32_t stream, std::string_view frame, std::uint64_t time,
-                         bool applied) {
+                         std::uint32_t state) {
   EntryHeader header;
-  header.state = applied ? kApplied : kUnanswered;
+  header.state = state;
   header.stream = stream;
   header.length = static_cast<std::uint32_t>(frame.size());
   header.boottime_ns = time;
@@ -97,12 +105,14 @@ FileJournal::FileJournal(std::string path, UniqueFd fd)
     : path_(std::move(path)), fd_(std::move(fd)) {}
 
 Result<std::unique_ptr<FileJournal>> FileJournal::open(const std::string& path,
-                                                       std::function<void()> at_discard) {
+                                                       std::function<void()> at_discard,
+                                                       bool crashed) {
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd) return fail_errno("open", path);
   std::unique_ptr<FileJournal> journal(new FileJournal(path, std::move(fd)));
   CHECK_OK(journal->read_back());
   journal->at_discard_ = std::move(at_discard);
+  if (crashed) journal->mark_crash();
   return journal;
 }
 
@@ -140,8 +150,10 @@ Result<> FileJournal::read_entries(std::string_view content) {
     const std::uint64_t whole = sizeof header + header.length;
     last_stream_ = std::max(last_stream_, header.stream);
     if (header.state != kStruck) {
-      live_[header.stream] =
-          Live{offset, header.length, header.boottime_ns, header.state == kApplied};
+      Live& live = live_[header.stream];
+      live = Live{offset, header.length, header.boottime_ns};
+      live.applied = header.state == kApplied || header.state == kMarkedApplied;
+      live.marked = header.state == kMarked || header.state == kMarkedApplied;
       live_bytes_ += whole;
     }
     offset += whole;
@@ -167,7 +179,7 @@ Result<> FileJournal::write_header() {
 
 Result<> FileJournal::append(std::uint32_t stream, std::string_view frame) {
   const std::uint64_t now = boottime_ns();
-  const std::string entry = encode_entry(stream, frame, now, false);
+  const std::string entry = encode_entry(stream, frame, now, kUnanswered);
   Result<> written = headed_ ? Result<>() : write_header();
   if (written) {
     headed_ = true;
@@ -185,7 +197,7 @@ Result<> FileJournal::append(std::uint32_t stream, std::string_view frame) {
     return {};
   }
   complained_ = false;
-  live_[stream] = Live{size_, static_cast<std::uint32_t>(frame.size()), now, false};
+  live_[stream] = Live{size_, static_cast<std::uint32_t>(frame.size()), now};
   live_bytes_ += entry.size();
   size_ += entry.size();
   last_stream_ = std::max(last_stream_, stream);
@@ -201,8 +213,18 @@ void FileJournal::set_state(std::uint32_t stream, std::uint32_t state) {
 }
 
 void FileJournal::mark_applied(std::uint32_t stream) {
-  set_state(stream, kApplied);
-  if (const auto found = live_.find(stream); found != live_.end()) found->second.applied = true;
+  const auto found = live_.find(stream);
+  if (found == live_.end()) return;
+  found->second.applied = true;
+  set_state(stream, state_of(true, found->second.marked));
+}
+
+void FileJournal::mark_crash() {
+  for (auto& [stream, live] : live_) {
+    live.suspect = live.marked;
+    live.marked = true;
+    set_state(stream, state_of(live.applied, true));
+  }
 }
 
 void FileJournal::strike(std::uint32_t stream) {
@@ -239,7 +261,7 @@ void FileJournal::rewrite() {
     }
     Live moved = old;
     moved.offset = content.size();
-    content += encode_entry(stream, frame, old.boottime_ns, old.applied);
+    content += encode_entry(stream, frame, old.boottime_ns, state_of(old.applied, old.marked));
     live[stream] = moved;
   }
   if (!write_file_atomic(path_, content)) return;
@@ -273,6 +295,7 @@ std::vector<Journal::Entry> FileJournal::unanswered() {
     if (n != static_cast<ssize_t>(live.length)) continue;
     entry.age = std::chrono::nanoseconds(now > live.boottime_ns ? now - live.boottime_ns : 0);
     entry.applied = live.applied;
+    entry.suspect = live.suspect;
     entries.push_back(std::move(entry));
   }
   return entries;

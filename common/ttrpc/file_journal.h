@@ -28,8 +28,11 @@ class FileJournal : public Journal {
   /// Opens or makes the file (0600). Content that no journal of this version has is
   /// kFailedPrecondition, in words: the connection cannot be continued.
   /// `at_discard` is called when the connection has ended for good.
+  /// With `crashed` the process that wrote it crashed (base/crash_mark.h): what it had not answered
+  /// is marked, and suspect when it was marked before.
   static Result<std::unique_ptr<FileJournal>> open(const std::string& path,
-                                                   std::function<void()> at_discard = {});
+                                                   std::function<void()> at_discard = {},
+                                                   bool crashed = false);
 
   Result<> append(std::uint32_t stream, std::string_view frame) override;
   void strike(std::uint32_t stream) override;
@@ -49,12 +52,16 @@ class FileJournal : public Journal {
     std::uint32_t length = 0;
     std::uint64_t boottime_ns = 0;
     bool applied = false;
+    /// A process has crashed while it was under way.
+    bool marked = false;
+    bool suspect = false;
   };
 
   FileJournal(std::string path, UniqueFd fd);
   Result<> read_back();
   Result<> read_entries(std::string_view content);
   Result<> write_header();
+  void mark_crash();
   void set_state(std::uint32_t stream, std::uint32_t state);
   void shrink();
   void rewrite();

@@ -26,6 +26,8 @@ class Journal {
     std::chrono::nanoseconds age{0};
     /// mark_applied() was called for it.
     bool applied = false;
+    /// It was under way, for the second time, when a process crashed: it may be the cause.
+    bool suspect = false;
   };
 
   virtual ~Journal() = default;

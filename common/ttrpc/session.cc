@@ -1,5 +1,6 @@
 #include "ttrpc/session.h"
 
+#include <exception>
 #include <utility>
 
 #include "base/failpoint.h"
@@ -100,6 +101,15 @@ void Session::begin(const FrameReader::Frame& frame, const Journal::Entry* redel
   Result<std::shared_ptr<const Method>> method = host_->find(request.service(), request.method());
   if (!method) return refuse(stream, method.error());
 
+  if (redelivered != nullptr && redelivered->suspect && !(*method)->wait_handler) {
+    log::error({}, "{} is not run a third time: the sandboxer crashed twice while it ran",
+               (*method)->name);
+    return refuse(stream, Error::make(Code::kInternal,
+                                      "the sandboxer has crashed twice while it ran {}, which may "
+                                      "be the cause and is not run again; its log and `journalctl` "
+                                      "say more",
+                                      (*method)->name));
+  }
   CallContext context;
   if (request.timeout_nano() != 0) {
     const auto timeout =
@@ -161,8 +171,14 @@ Task<> Session::run(std::shared_ptr<Session> self, std::shared_ptr<Call> call, s
                     CallContext context) {
   failpoint("task.", call->method->name, ".before");
   const std::uint64_t number = self->host_->call_began();
-  const Result<std::string> result =
-      co_await call->method->handler(std::move(payload), std::move(context));
+  Result<std::string> result = fail(Code::kInternal, "the call was not run");
+  try {
+    result = co_await call->method->handler(std::move(payload), std::move(context));
+  } catch (const std::exception& e) {
+    // A defect: of one call, not of every pod's daemon.
+    log::error({}, "{} threw: {}", call->method->name, e.what());
+    result = fail(Code::kInternal, "{}: {}", call->method->name, e.what());
+  }
   self->host_->call_ended(number);
   self->finish(*call, result);
 }

@@ -204,9 +204,10 @@ bool is_furniture(const std::string& line, const fs::path& dir) {
     return line == "file " + path + kind;
   };
   return is(dir, " (directory)") || is(dir / "boot_id", "") || is(dir / "lock", "") ||
-         is(dir / "starts", "") || is(dir / "mounted", "") || is(dir / "journal", " (directory)") ||
-         is(dir / "oci", " (directory)") || is(dir / "pty", " (directory)") ||
-         is(dir / "sandboxes", " (directory)") || is(dir / "ctl", " (directory)");
+         is(dir / "starts", "") || is(dir / "crashed", "") || is(dir / "mounted", "") ||
+         is(dir / "journal", " (directory)") || is(dir / "oci", " (directory)") ||
+         is(dir / "pty", " (directory)") || is(dir / "sandboxes", " (directory)") ||
+         is(dir / "ctl", " (directory)");
 }
 
 }  // namespace
@@ -416,7 +417,6 @@ containerd::services::sandbox::v1::ControllerCreateRequest pod_request(const std
   config.mutable_metadata()->set_name("hostile");
   config.mutable_metadata()->set_namespace_("default");
   config.mutable_metadata()->set_uid("1");
-  config.set_hostname("hostile");
   config.mutable_linux()->set_cgroup_parent(CgroupParent::path());
   auto* namespaces =
       config.mutable_linux()->mutable_security_context()->mutable_namespace_options();

@@ -209,4 +209,41 @@ TEST_CASE("redelivery: an exec that ends while no daemon is there ends its outpu
   finish(bench, subject, caller);
 }
 
+TEST_CASE("D6 redelivery: a request under which the daemon crashes twice is refused, not run again",
+          "[root][e2e][hostile][redelivery]") {
+  Bench bench;
+  auto caller = bench.connect();
+  Subject subject = bench.new_container(false);
+  bench.bring(subject, Stage::kRunning, *caller);
+  // It waits for the whole test.
+  const std::uint32_t wait =
+      send(*caller, "Wait", request_for<task::WaitRequest>(subject).SerializeAsString());
+  bench.name_exec(subject, false);
+  auto reader = std::make_unique<Reader>(subject, "exec-stdout");
+  payload_of(caller->call("Exec", exec_with(subject, *reader, "/usr/bin/sh")), "Exec");
+  const std::string start = request_for<task::StartRequest>(subject).SerializeAsString();
+  if (!bench.daemon().has_failpoints()) SKIP("the sandboxer was built without failpoints");
+  bench.daemon().arm("task.Start.before", "abort");
+  const std::uint32_t started = send(*caller, "Start", start);
+  REQUIRE(bench.daemon().died());
+  bench.daemon().arm("task.Start.before", "abort");
+  REQUIRE_THROWS(bench.daemon().start());
+  bench.daemon().start();
+  const auto reply = caller->reply_to(started);
+  REQUIRE(reply);
+  CHECK(reply->code == 13);
+  CHECK(reply->message.find("has crashed twice while it ran Start") != std::string::npos);
+  // Waits are not to blame, nor is what comes anew.
+  CHECK(caller->call("Start", request_for<task::StartRequest>(subject)).code == kOk);
+  subject.exec.clear();
+  auto kill = request_for<task::KillRequest>(subject);
+  kill.set_signal(SIGKILL);
+  CHECK(bench.connect()->call("Kill", kill).code == kOk);
+  const auto ended = caller->reply_to(wait);
+  REQUIRE(ended);
+  CHECK(ended->code == kOk);
+  reader.reset();
+  finish(bench, subject, caller);
+}
+
 }  // namespace kuasar::test

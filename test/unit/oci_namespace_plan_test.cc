@@ -311,7 +311,7 @@ TEST_CASE("T25 oci namespaces: a user namespace is the pod's, or refused by name
 }
 
 TEST_CASE("oci namespaces: unknown and repeated types are refused") {
-  for (const std::string type : {"time", "Network", "nonsense"}) {
+  for (const std::string type : {"Network", "nonsense"}) {
     Entries entries = from_cri("");
     entries.push_back({type, ""});
     check_refused(entries, all_pins(), Code::kUnimplemented, {"namespace " + type});
@@ -323,6 +323,17 @@ TEST_CASE("oci namespaces: unknown and repeated types are refused") {
     check_refused(entries, all_pins(), Code::kInvalidArgument,
                   {"namespace " + type, "more than one"});
   }
+}
+
+TEST_CASE(
+    "U9 oci namespaces: a container may have a time namespace of its own, and nobody else's") {
+  Entries entries = from_cri("");
+  entries.push_back({"time", ""});
+  Spec spec = spec_of(entries);
+  REQUIRE(apply(spec, all_pins()));
+  CHECK(spec.namespaces().value().back() == NamespaceEntry{"time", ""});
+  entries.back().path = "/proc/1/ns/time";
+  check_refused(entries, all_pins(), Code::kInvalidArgument, {"namespace time", "refused"});
 }
 
 TEST_CASE("oci namespaces: the pid wish is read without any pin") {

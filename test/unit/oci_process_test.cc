@@ -45,6 +45,26 @@ TEST_CASE("oci process: what cannot be run is refused by its name") {
   }
 }
 
+TEST_CASE("D6 oci process: a text that is nested deeper than any process is an error") {
+  const auto nested = [](int depth) {
+    std::string text = R"({"args":["a"],"cwd":"/","user":)";
+    for (int i = 0; i < depth; ++i) text += R"({"x":)";
+    text += "1";
+    return text + std::string(static_cast<std::size_t>(depth), '}') + "}";
+  };
+  // Beyond 32 levels a parse without a limit of its own throws; beyond 64 it is refused.
+  for (int depth = 1; depth < 90; ++depth) {
+    if (depth > 55 && depth < 65) continue;
+    CAPTURE(depth);
+    const auto process = exec_process(nested(depth), false);
+    const auto parsed = parse_process(nested(depth));
+    CHECK(process.has_value() == (depth < 60));
+    CHECK(parsed.has_value() == (depth < 60));
+    const auto like = process_like(R"({"process":)" + nested(depth) + "}", {{"b"}, {}, "", false});
+    CHECK(like.has_value() == (depth < 60));
+  }
+}
+
 TEST_CASE("oci process: another command in a container takes over all but what it names") {
   const std::string config =
       R"({"ociVersion":"1.2.0","process":{"user":{"uid":5,"gid":6},"args":["init"],"env":["A=b"],)"

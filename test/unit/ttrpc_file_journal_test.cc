@@ -114,6 +114,37 @@ TEST_CASE("ttrpc file journal: without any room the connection is served all the
   CHECK(journal->last_stream() == 7);
 }
 
+TEST_CASE("D6 ttrpc file journal: what was under way in two crashes is suspect", "[ttrpc]") {
+  const Directory dir;
+  const auto after = [&](bool crashed) {
+    Result<std::unique_ptr<FileJournal>> journal = FileJournal::open(dir.file(), {}, crashed);
+    REQUIRE(journal);
+    return std::move(*journal);
+  };
+  {
+    const auto journal = dir.open();
+    REQUIRE(journal->append(1, "first"));
+    REQUIRE(journal->append(3, "second"));
+  }
+  {
+    const auto journal = after(true);
+    journal->mark_applied(3);
+    REQUIRE(journal->append(5, "third"));
+    for (const Journal::Entry& entry : journal->unanswered()) CHECK_FALSE(entry.suspect);
+  }
+  {
+    // Killed, not crashed: nothing is held against anybody.
+    const auto journal = after(false);
+    for (const Journal::Entry& entry : journal->unanswered()) CHECK_FALSE(entry.suspect);
+  }
+  const auto journal = after(true);
+  const std::vector<Journal::Entry> left = journal->unanswered();
+  REQUIRE(left.size() == 3);
+  CHECK((left[0].suspect && !left[0].applied));
+  CHECK((left[1].suspect && left[1].applied));
+  CHECK_FALSE(left[2].suspect);
+}
+
 TEST_CASE("ttrpc file journal: it stays short, and never forgets the last stream", "[ttrpc]") {
   const Directory dir;
   const std::string frame(1000, 'f');
