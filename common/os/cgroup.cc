@@ -15,6 +15,7 @@
 #include "base/files.h"
 #include "os/cgroup_files.h"
 #include "os/cgroup_freezer.h"
+#include "os/pidfd.h"
 
 namespace kuasar::os {
 namespace {
@@ -127,7 +128,7 @@ std::vector<std::string> join_cgroups(const std::vector<CgroupHierarchy>& hierar
   return out;
 }
 
-Result<std::vector<std::string>> missing_cgroups(const std::string& path) {
+Result<std::vector<std::string>> cgroups_down_to(const std::string& path) {
   std::vector<std::string> names = split(path, '/');
   std::erase(names, "");
   for (const std::string& name : names) {
@@ -136,16 +137,22 @@ Result<std::vector<std::string>> missing_cgroups(const std::string& path) {
                   path.substr(0, 200));
     }
   }
-  std::vector<std::string> missing;
-  if (names.empty() || names.back().ends_with(".slice")) return missing;
+  std::vector<std::string> all;
+  if (names.empty() || names.back().ends_with(".slice")) return all;
   for (const CgroupHierarchy& hierarchy : mounted_hierarchies()) {
     std::string dir = hierarchy.mount_point;
     for (const std::string& name : names) {
       dir += "/" + name;
-      if (::access(dir.c_str(), F_OK) != 0) missing.push_back(dir);
+      all.push_back(dir);
     }
   }
-  return missing;
+  return all;
+}
+
+Result<std::vector<std::string>> missing_cgroups(const std::string& path) {
+  TRY(std::vector<std::string> dirs, cgroups_down_to(path));
+  std::erase_if(dirs, [](const std::string& dir) { return ::access(dir.c_str(), F_OK) == 0; });
+  return dirs;
 }
 
 std::string expand_slice(const std::string& name) {
@@ -324,6 +331,14 @@ std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs) {
   return {pids.begin(), pids.end()};
 }
 
+void signal_cgroup(const std::vector<std::string>& dirs, int signal, pid_t except) {
+  for (const pid_t pid : cgroup_pids(dirs)) {
+    if (pid == except) continue;
+    const Result<UniqueFd> process = pidfd_open(pid);
+    if (process && in_cgroups(pid, dirs)) (void)pidfd_signal(process->get(), signal);
+  }
+}
+
 Result<> kill_cgroup(const std::vector<std::string>& dirs) {
   using namespace std::chrono_literals;
   for (const std::string& dir : dirs) {
@@ -339,7 +354,7 @@ Result<> kill_cgroup(const std::vector<std::string>& dirs) {
     if (cgroup_pids(scope).empty()) return {};
     // One that does not freeze in time is signalled all the same.
     if (freezer) (void)freeze_cgroup(scope, 200ms);
-    for (const pid_t pid : cgroup_pids(scope)) ::kill(pid, SIGKILL);
+    signal_cgroup(scope, SIGKILL);
     // On v1 SIGKILL acts only on a thawed task.
     if (freezer) CHECK_OK(freezer.v2 ? thaw_cgroup(scope) : thaw_to_die(scope));
     for (int i = 0; i < 50 && !cgroup_pids(scope).empty(); ++i) std::this_thread::sleep_for(1ms);

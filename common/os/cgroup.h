@@ -37,10 +37,12 @@ std::vector<std::string> join_cgroups(const std::vector<CgroupHierarchy>& hierar
 /// hierarchy's root, nor a unit of ours that the runtime left it in.
 Result<std::vector<std::string>> own_cgroups_of(pid_t pid);
 
-/// The directories that `path`, a cgroup path such as "/kubepods/pod1", lacks in the mounted
-/// hierarchies, parents first: what has to be made, and taken away again by whoever makes it.
-/// kInvalidArgument for a path that is relative to anything or leads out. A systemd slice
-/// ("x.slice") is systemd's to make: empty.
+/// The directories of `path`, a cgroup path such as "/kubepods/pod1", and of its parents, in every
+/// mounted hierarchy, parents first; whether or not they are there. kInvalidArgument for a path
+/// that is relative to anything or leads out. A systemd slice ("x.slice") is systemd's to make:
+/// empty.
+Result<std::vector<std::string>> cgroups_down_to(const std::string& path);
+/// Those that are not there: what has to be made, and taken away again by whoever makes it.
 Result<std::vector<std::string>> missing_cgroups(const std::string& path);
 /// The path of a systemd slice given by name: "a-b.slice" is "/a.slice/a-b.slice"
 /// (systemd.slice(5)). Any other path comes back as it is. Pure.
@@ -94,6 +96,10 @@ std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs);
 /// holds it still), else signal until none is left. Blocking, bounded by about a second. Nothing
 /// there: success. Leaves it thawed.
 Result<> kill_cgroup(const std::vector<std::string>& dirs);
+
+/// Sends a signal to every process of the cgroups but `except`. Each is signalled by its pidfd, and
+/// only while it is a member: a number that has been used again meanwhile is nobody of these.
+void signal_cgroup(const std::vector<std::string>& dirs, int signal, pid_t except = 0);
 
 /// Takes away what make_cgroups() made, last first; one that others use by now stays.
 void remove_empty_cgroups(const std::vector<std::string>& dirs);

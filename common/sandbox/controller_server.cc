@@ -33,7 +33,7 @@ using namespace std::chrono_literals;
 
 // A PodSandboxConfig larger than this is no pod's.
 constexpr int kMaxMessage = 4 << 20;
-constexpr auto kFinishTimeout = 5s;
+constexpr auto kFinishTimeout = 1s;
 // Whoever comes meanwhile waits to be accepted, and containerd does so for 1 s (T27).
 constexpr auto kAwayTimeout = 300ms;
 constexpr std::uint32_t kTaskApiVersion = 3;
@@ -79,6 +79,7 @@ class Call : public grpc::ServerUnaryReactor {
     Finish(to_status(result));
   }
   void OnDone() override { delete this; }
+  const char* method() const { return method_; }
 
   asio::any_io_executor io_;
 
@@ -104,7 +105,14 @@ class CoroCall : public Call {
 
  private:
   static Task<> run(CoroCall* call, Body body) {
-    const Result<> result = co_await body();
+    Result<> result;
+    try {
+      result = co_await body();
+    } catch (const std::exception& e) {
+      // A defect: of one call, not of every pod's daemon.
+      log::error({}, "Controller.{} threw: {}", call->method(), e.what());
+      result = fail(Code::kInternal, "Controller.{}: {}", call->method(), e.what());
+    }
     call->finish(result);
   }
 };
@@ -293,6 +301,7 @@ struct ControllerServer::Impl : api::Controller::CallbackService {
     *response->mutable_created_at() = task::to_timestamp(status.created_at);
     response->set_address(task_address);
     response->set_version(kTaskApiVersion);
+    CO_TRY(*response->mutable_spec(), manager.spec(request->sandbox_id()));
     // T19: without it each container of the pod would get an MCS level of its own.
     if (!status.selinux_label.empty()) {
       (*response->mutable_labels())["selinux_label"] = status.selinux_label;

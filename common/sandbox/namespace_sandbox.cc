@@ -51,7 +51,11 @@ NamespaceSandbox::NamespaceSandbox(PodTools& tools, const state::v1::SandboxStat
       own_cgroups_(record.own_cgroups().begin(), record.own_cgroups().end()) {
   if (record.phase() != state::v1::SandboxState::CREATED) return;
   // check() has accepted the path.
-  own_cgroups_ = os::missing_cgroups(cgroup_parent_).value_or(std::vector<std::string>());
+  own_cgroups_ = os::cgroups_down_to(cgroup_parent_).value_or(std::vector<std::string>());
+  std::erase_if(own_cgroups_, [&](const std::string& dir) {
+    return ::access(dir.c_str(), F_OK) == 0 && !tools_.made_cgroups.contains(dir);
+  });
+  tools_.made_cgroups.insert(own_cgroups_.begin(), own_cgroups_.end());
 }
 
 std::string NamespaceSandbox::pin(std::string_view kind) const {
@@ -160,7 +164,11 @@ Task<Result<>> NamespaceSandbox::stop() {
     CHECK_OK(os::unmount_all(tools_.paths.shm(record_.id())));
     return os::unmount_all(tools_.paths.files(record_.id()));
   };
-  co_return co_await tools_.pool.run(std::move(clean));
+  Result<> cleaned = co_await tools_.pool.run(std::move(clean));
+  for (const std::string& dir : own_cgroups_) {
+    if (::access(dir.c_str(), F_OK) != 0) tools_.made_cgroups.erase(dir);
+  }
+  co_return cleaned;
 }
 
 Result<> NamespaceSandbox::check_container(const oci::Spec& spec) const {
@@ -379,6 +387,22 @@ Task<os::ExitStatus> NamespaceSandbox::wait_exit() {
   co_return end;
 }
 
+std::vector<oci::NamespaceEntry> NamespaceSandbox::namespaces() const {
+  std::vector<oci::NamespaceEntry> all;
+  if (!host_network_) {
+    all.push_back({"network", record_.netns_path()});
+    all.push_back({"uts", pin("uts")});
+  }
+  if (!host_ipc_) all.push_back({"ipc", pin("ipc")});
+  if (pid() > 0) all.push_back({"pid", pin("pid")});
+  if (user_namespace_) all.push_back({"user", pin("user")});
+  return all;
+}
+
+pid_t NamespaceSandbox::pid() const {
+  return init_ && !init_ended_.is_set() ? init_->pid : 0;
+}
+
 void NamespaceSandbox::save(state::v1::SandboxState& record) const {
   record.set_selinux_label(labels_.process);
   record.set_selinux_mount_label(labels_.mount);
@@ -403,6 +427,7 @@ Task<bool> NamespaceSandbox::adopt_pid_init() {
 }
 
 Task<Result<>> NamespaceSandbox::recover() {
+  tools_.made_cgroups.insert(own_cgroups_.begin(), own_cgroups_.end());
   // A daemon of an earlier version left it open.
   if (Result<> closed = close_directory(); !closed) {
     log::warning({record_.id(), {}}, "{}", closed.error().message);

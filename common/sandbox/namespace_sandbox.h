@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "async/blocking_pool.h"
@@ -24,6 +25,9 @@ struct PodTools {
   std::string pid_init;
   /// Write the default sysctls of containerd's own pods (T31).
   bool default_sysctls = true;
+  /// Cgroup parents that pods of ours have made and that are still there. A pod that comes to one
+  /// owns it, too: the last of them removes it.
+  std::set<std::string> made_cgroups = {};
 };
 
 /// A pod of namespaces on this host, of the runc kind and of the wasm kind. IPC and UTS are pins on
@@ -42,6 +46,8 @@ class NamespaceSandbox : public Sandbox {
   Task<> detach(std::string container_id) override;
   bool has_process() const override { return init_ || init_lost_; }
   Task<os::ExitStatus> wait_exit() override;
+  std::vector<oci::NamespaceEntry> namespaces() const override;
+  pid_t pid() const override;
   void save(state::v1::SandboxState& record) const override;
   Task<Result<>> recover() override;
 

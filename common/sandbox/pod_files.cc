@@ -129,7 +129,14 @@ Result<HostFiles> read_host_files() {
 Result<PodFiles> plan_pod_files(const cri::PodSandboxConfig& config, const HostFiles& host) {
   PodFiles files;
   CHECK_OK(check_hostname(config.hostname()));
-  const bool hosts_own = config.hostname().empty() || uses_host_network(config);
+  if (!config.hostname().empty() && uses_host_network(config)) {
+    // It has the host's UTS namespace; /etc/hostname alone would contradict that.
+    return fail(Code::kInvalidArgument,
+                "hostname \"{}\": unable to set hostname without a private UTS namespace; the pod "
+                "uses the host's network",
+                config.hostname());
+  }
+  const bool hosts_own = config.hostname().empty();
   files.hostname = hosts_own ? host.hostname : config.hostname();
   files.hostname_file = files.hostname + "\n";
   files.hosts_file = host.hosts;

@@ -54,9 +54,9 @@ Result<> check_value(const std::string& name, const std::string& value) {
   const bool clean = std::all_of(value.begin(), value.end(), [](char c) {
     return c == '\t' || (static_cast<unsigned char>(c) >= 0x20 && c != 0x7f);
   });
-  if (!clean || value.empty() || value.size() > kMaxValue) {
+  if (!clean || value.size() > kMaxValue) {
     return fail(Code::kInvalidArgument,
-                "linux.sysctls: the value of {} must be one line of 1 to {} bytes", name,
+                "linux.sysctls: the value of {} must be one line of at most {} bytes", name,
                 kMaxValue);
   }
   return {};
@@ -72,7 +72,12 @@ Scope scope_of(std::string_view path) {
   if (path.starts_with(kKernel)) {
     const std::string_view name = path.substr(kKernel.size());
     if (name.find('/') != std::string_view::npos) return Scope::kHost;
-    if (name.starts_with("shm") || name.starts_with("msg") || name == "sem") return Scope::kIpc;
+    // runc's list (libcontainer/configs/validate): others are not of the IPC namespace, or, as
+    // shm_next_id, say more about the host than about the pod.
+    for (const std::string_view ipc :
+         {"msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced"}) {
+      if (name == ipc) return Scope::kIpc;
+    }
     if (name == "domainname") return Scope::kUts;
     if (name == "hostname") return Scope::kHostname;
   }
@@ -87,6 +92,8 @@ Result<SysctlPlan> plan_sysctls(const cri::PodSandboxConfig& config, bool defaul
   std::map<std::string, std::string> settings;
   for (const auto& [name, value] : config.linux().sysctls()) {
     TRY(const std::string path, sysctl_path(name));
+    // containerd's own pods pass over it.
+    if (value.empty()) continue;
     CHECK_OK(check_value(name, value));
     switch (scope_of(path)) {
       case Scope::kNet:

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "async/task.h"
 #include "base/error.h"
@@ -43,6 +46,11 @@ class Sandbox {
   /// Ends when the sandbox that has a process has died of itself, with how. Cancelled, or ended by
   /// stop(): `known` is false.
   virtual Task<os::ExitStatus> wait_exit() = 0;
+
+  /// The pod's own namespaces, as far as they can be joined by a path: for those who look.
+  virtual std::vector<oci::NamespaceEntry> namespaces() const { return {}; }
+  /// A process that is in all of them; 0 when there is none.
+  virtual pid_t pid() const { return 0; }
 
   /// Adds the technology's facts to the record.
   virtual void save(state::v1::SandboxState& record) const = 0;

@@ -1,8 +1,5 @@
 #include "sandbox/sandbox_manager.h"
 
-#include <google/protobuf/util/json_util.h>
-
-#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <optional>
 #include <utility>
@@ -12,6 +9,7 @@
 #include "base/log.h"
 #include "kuasar/state/v1/state.pb.h"
 #include "os/cgroup.h"
+#include "sandbox/pod_spec.h"
 #include "task/cgroup_stats.h"
 #include "task/convert.h"
 #include "task/task_service.h"
@@ -44,23 +42,24 @@ Error stopping_error() {
   return Error::make(Code::kUnavailable, "the sandboxer is stopping; try again");
 }
 
-std::string to_json(const google::protobuf::Message& message) {
-  std::string json;
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  if (!google::protobuf::util::MessageToJsonString(message, &json, options).ok()) return "{}";
-  return json;
-}
-
-// The keys that crictl's users know from containerd's own controller, then our record.
-std::string verbose_info(const Record& record, const std::optional<StateProblem>& problem) {
+// The keys that containerd's own pods have (SandboxInfo, internal/cri/types/sandbox_info.go), as
+// far as they are ours to know, then our record.
+std::string verbose_info(const Record& record, const Sandbox* sandbox,
+                         const std::optional<StateProblem>& problem) {
   Record rest = record;
   rest.clear_config();
+  const bool running = record.phase() == Record::RUNNING;
+  const std::string& id = record.id();
   boost::json::object info;
-  info["sandboxID"] = record.id();
-  info["pid"] = 0;
-  info["config"] = boost::json::parse(to_json(record.config()));
-  info["kuasar"] = boost::json::parse(to_json(rest));
+  info["sandboxID"] = id;
+  info["pid"] = sandbox != nullptr ? sandbox->pid() : 0;
+  info["processStatus"] = running ? "running" : state_word(record);
+  info["netNamespaceClosed"] = !running;
+  info["config"] = to_go_json(record.config());
+  info["runtimeSpec"] = pod_spec(
+      id, record.config(),
+      sandbox != nullptr && running ? sandbox->namespaces() : std::vector<oci::NamespaceEntry>());
+  info["kuasar"] = to_go_json(rest);
   if (problem) info["problem"] = problem->words;
   return boost::json::serialize(info);
 }
@@ -358,8 +357,15 @@ Result<SandboxStatus> SandboxManager::status(const std::string& id, bool verbose
   status.created_at = task::from_timestamp(record.created_at());
   status.exited_at = task::from_timestamp(record.exited_at());
   status.selinux_label = record.selinux_label();
-  if (verbose) status.info = verbose_info(entry->whole_record(), entry->problem);
+  if (verbose) {
+    status.info = verbose_info(entry->whole_record(), entry->sandbox.get(), entry->problem);
+  }
   return status;
+}
+
+Result<google::protobuf::Any> SandboxManager::spec(const std::string& id) const {
+  TRY(const EntryPtr entry, find_usable(id));
+  return pack_spec(pod_spec(id, entry->unpacked_config(), entry->sandbox->namespaces()));
 }
 
 Task<Result<task::Attachment>> SandboxManager::attach(std::string sandbox_id,

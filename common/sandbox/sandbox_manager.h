@@ -82,6 +82,8 @@ class SandboxManager : public task::Pods, public Suspects {
   /// What the kernel counts for the pod's cgroup, which is linux.cgroup_parent of its config: as
   /// Task.Stats, for all of the pod. kFailedPrecondition for a pod without one.
   Task<Result<google::protobuf::Any>> metrics(std::string id) const;
+  /// The pod's OCI spec (pod_spec.h).
+  Result<google::protobuf::Any> spec(const std::string& id) const;
   Result<> check_exists(const std::string& id) const;
   /// In order of ids.
   std::vector<SandboxRecord> records() const;

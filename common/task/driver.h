@@ -119,6 +119,8 @@ class ContainerDriver {
   /// The end of a process is on record: what is left of it in the kernel may go. A zombie in a PID
   /// namespace would keep the namespace's init from ending.
   virtual void reap(const ProcessRef& ref) = 0;
+  /// A signal to every process of the container but its init.
+  virtual Task<Result<>> signal_others(std::string container, int signal) = 0;
   /// SIGKILL to every process of the container.
   virtual Task<Result<>> kill_all(std::string container) = 0;
   /// Stops every process of the container, or lets them run on. Already so: success.

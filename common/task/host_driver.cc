@@ -96,6 +96,16 @@ void HostDriver::reap(const ProcessRef& ref) {
   if (member && member->process) spawner_.acknowledge(*member->process);
 }
 
+Task<Result<>> HostDriver::signal_others(std::string container, int signal) {
+  const EntryPtr entry = find(container);
+  if (!entry || entry->cgroups.empty()) co_return Result<>();
+  auto send = [dirs = entry->cgroups, signal, init = entry->init->pid]() -> Result<> {
+    os::signal_cgroup(dirs, signal, init);
+    return {};
+  };
+  co_return co_await pool_.run(std::move(send));
+}
+
 Task<Result<>> HostDriver::kill_all(std::string container) {
   const EntryPtr entry = find(container);
   if (!entry) co_return Result<>();

@@ -29,6 +29,7 @@ class HostDriver : public ContainerDriver {
                std::function<void()> then) override;
   Result<> signal(const ProcessRef& ref, int signal) override;
   void reap(const ProcessRef& ref) override;
+  Task<Result<>> signal_others(std::string container, int signal) override;
   Task<Result<>> kill_all(std::string container) override;
   Task<Result<>> freeze(std::string container) override;
   Task<Result<>> thaw(std::string container) override;

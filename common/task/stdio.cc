@@ -47,7 +47,8 @@ Stdio::Stdio(TaskGroup& group, asio::any_io_executor executor, os::FdHolder& hol
       holder_(holder),
       prefix_(fmt::format("io/{}/{}/", plan.container, plan.exec.empty() ? "-" : plan.exec)),
       connected_(plan.connected),
-      terminal_(plan.terminal) {
+      terminal_(plan.terminal),
+      is_exec_(!plan.exec.empty()) {
   if (terminal_) console_path_ = plan.console_dir + "/" + console_name(plan.container, plan.exec);
 }
 
@@ -258,7 +259,7 @@ void Stdio::process_ended(std::chrono::nanoseconds since) {
   for (Output* output : {&stdout_, &stderr_}) {
     if (!output->pump) finish(*output);
   }
-  if (!stdout_.pump && !stderr_.pump) return;
+  if (is_exec_ || (!stdout_.pump && !stderr_.pump)) return;
   const std::chrono::nanoseconds linger(kLinger);
   // A clock that was set back must not make it longer.
   const auto left = std::clamp<std::chrono::nanoseconds>(linger - since, {}, linger);

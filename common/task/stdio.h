@@ -61,7 +61,9 @@ struct StdioPlan {
 /// joined before the holder is destroyed.
 class Stdio : public std::enable_shared_from_this<Stdio> {
  public:
-  /// How long a pump goes on after the end of the process when a child of it holds the pipe (T23).
+  /// How long an init's pump goes on after its end when a child of it holds the pipe (T23). An
+  /// exec's goes on until its Delete: whether a child may hold up an exec is containerd's to say
+  /// (drain_exec_sync_io_timeout).
   static constexpr std::chrono::seconds kLinger{10};
   /// How long our writer waits for containerd's reader to come, or to read what is left (T22).
   static constexpr std::chrono::seconds kReadPatience{2};
@@ -155,6 +157,7 @@ class Stdio : public std::enable_shared_from_this<Stdio> {
   std::string prefix_;
   std::function<bool()> connected_;
   bool terminal_;
+  bool is_exec_;
   /// What the holder has of ours: a drop costs a round trip.
   std::bitset<10> held_;
   Output stdout_{"stdout", {}, {}, {}, {}, {}};

@@ -119,11 +119,7 @@ Task<Result<Empty>> TaskService::kill(api::KillRequest request, ttrpc::CallConte
   if (container->killed && container->phase == Phase::kPaused) {
     CO_CHECK(co_await thaw_to_die(container));
   }
-  if (init && request.all()) {
-    for (const pid_t pid : driver_.pids(container->id)) {
-      if (pid != driver_.host_pid(ref)) ::kill(pid, number);
-    }
-  }
+  if (init && request.all()) CO_CHECK(co_await driver_.signal_others(container->id, number));
   if (context.mark_applied) context.mark_applied();
   co_return Empty();
 }

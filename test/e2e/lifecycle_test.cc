@@ -1,6 +1,7 @@
 #include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/message_differencer.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "e2e/table.h"
+#include "support/process.h"
 #include "support/wait.h"
 
 // The life of pods and containers as a kubelet leads it.
@@ -278,6 +280,66 @@ TEST_CASE("Status of a pod: times, runtime handler, and full JSON for inspectp",
     INFO(json);
     CHECK(google::protobuf::util::JsonStringToMessage(json, &config, options).ok());
     CHECK(google::protobuf::util::MessageDifferencer::Equals(config, pod.config));
+  });
+}
+
+// What Go's encoding/json reads into cri-api's structs: no enum by name, no number as a string.
+bool reads_in_go(const boost::json::value& value) {
+  if (const auto* text = value.if_string()) {
+    return text->find("NODE") != 0 && text->find("POD") != 0 && text->find("CONTAINER") != 0;
+  }
+  if (const auto* object = value.if_object()) {
+    return std::all_of(object->begin(), object->end(),
+                       [](const auto& member) { return reads_in_go(member.value()); });
+  }
+  if (const auto* array = value.if_array()) {
+    return std::all_of(array->begin(), array->end(), reads_in_go);
+  }
+  return true;
+}
+
+TEST_CASE("P1 U8: inspectp's JSON is what containerd 2.3 decodes, with the pod's namespaces",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    e.only_ours("the words of our own Controller.Status");
+    cri::PodSandboxConfig config = e.pod_config();
+    namespace_options(config)->set_pid(cri::CONTAINER);
+    config.mutable_linux()->mutable_resources()->set_cpu_quota(50'000);
+    config.mutable_linux()->mutable_resources()->set_memory_limit_in_bytes(1LL << 40);
+    const Pod pod = e.run_pod(config);
+    const auto verbose = e.cri().pod_status(pod.id, true);
+    REQUIRE(verbose.has_value());
+    const auto info = boost::json::parse(verbose->info().at("info"));
+    INFO(boost::json::serialize(info));
+    CHECK(reads_in_go(info.at("config").at("linux")));
+    CHECK(info.at("config").at("linux").at("security_context").at("namespace_options").at("pid") ==
+          1);
+    CHECK(info.at("pid") == 0);
+    CHECK(info.at("config").at("linux").at("resources").at("memory_limit_in_bytes") == 1LL << 40);
+    const auto& spec = info.at("runtimeSpec");
+    CHECK(spec.at("linux").at("cgroupsPath").as_string() == config.linux().cgroup_parent());
+    CHECK(spec.at("linux").at("resources").at("cpu").at("quota") == 50'000);
+    CHECK(spec.at("annotations").at("io.kubernetes.cri.sandbox-id").as_string() == pod.id);
+    // A script joins the pod's network by it.
+    std::string net;
+    for (const auto& entry : spec.at("linux").at("namespaces").as_array()) {
+      if (entry.at("type") == "network") net = std::string(entry.at("path").as_string());
+    }
+    const auto links = run_program({"nsenter", "--net=" + net, "ip", "-o", "link"});
+    REQUIRE(links);
+    CHECK(links->code == 0);
+    CHECK(links->output.find("eth0") != std::string::npos);
+  });
+}
+
+TEST_CASE("P4: a pod of the host's network with a host name of its own is refused",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    cri::PodSandboxConfig config = e.host_network_config();
+    config.set_hostname("web-0");
+    const auto pod = e.try_run_pod(config);
+    REQUIRE_FALSE(pod);
+    CHECK(pod.error().message.find("without a private UTS namespace") != std::string::npos);
   });
 }
 

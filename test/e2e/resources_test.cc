@@ -378,6 +378,34 @@ TEST_CASE("checkpoint: an image is written and the container runs on, or criu's 
   });
 }
 
+TEST_CASE("P6: a cgroup parent of ours that pods share goes with the last of them",
+          "[e2e][table]") {
+  run_case([](Case& e) {
+    e.only_ours("cgroup parents that it makes");
+    cri::PodSandboxConfig config = e.host_network_config();
+    const std::string parent = e.lab().cgroup_parent() + "/shared/deep";
+    config.mutable_linux()->set_cgroup_parent(parent);
+    const Pod maker = e.run_pod(config);
+    cri::PodSandboxConfig next = e.host_network_config();
+    next.mutable_linux()->set_cgroup_parent(parent);
+    const Pod second = e.run_pod(next);
+    e.sleeper(second);
+    const auto is_there = [&] {
+      const auto dirs = os::cgroups_at(parent);
+      return dirs && !dirs->empty();
+    };
+    e.stop(maker);
+    e.remove(maker);
+    CHECK(is_there());
+    // Another daemon knows it, too.
+    e.lab().kill_sandboxer();
+    e.lab().start_sandboxer();
+    e.stop(second);
+    e.remove(second);
+    CHECK_FALSE(is_there());
+  });
+}
+
 TEST_CASE("D8 U3: a container that somebody froze is stopped all the same", "[e2e][table]") {
   run_case([](Case& e) {
     const Pod pod = e.run_pod(e.host_network_config());

@@ -71,6 +71,11 @@ void FakeDriver::reap(const task::ProcessRef& ref) {
   calls.push_back("reap " + name_of(ref));
 }
 
+Task<Result<>> FakeDriver::signal_others(std::string container, int signal) {
+  calls.push_back("signal_others " + container + " " + std::to_string(signal));
+  co_return Result<>();
+}
+
 Task<Result<>> FakeDriver::kill_all(std::string container) {
   calls.push_back("kill_all " + container);
   if (!killable) co_return Result<>();

@@ -66,6 +66,7 @@ class FakeDriver : public task::ContainerDriver {
                std::function<void()> then) override;
   Result<> signal(const task::ProcessRef& ref, int signal) override;
   void reap(const task::ProcessRef& ref) override;
+  Task<Result<>> signal_others(std::string container, int signal) override;
   Task<Result<>> kill_all(std::string container) override;
   Task<Result<>> freeze(std::string container) override;
   Task<Result<>> thaw(std::string container) override;

@@ -39,6 +39,7 @@ disabled_plugins = [
 
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
+  drain_exec_sync_io_timeout = "11s"
   netns_mounts_under_state_dir = true
 
 [plugins.'io.containerd.cri.v1.runtime'.cni]

@@ -105,10 +105,17 @@ TEST_CASE("sysctls: with the host network nothing of the host is changed") {
   CHECK(planned(pod({{"kernel.msgmax", "1"}}, true), true).ipc.size() == 1);
 }
 
+TEST_CASE("U11 sysctls: one without a value is passed over, as by containerd's own pods") {
+  const SysctlPlan plan = planned(pod({{"net.core.somaxconn", ""}, {"kernel.sem", ""}}), false);
+  CHECK(plan.net.empty());
+  CHECK(plan.ipc.empty());
+}
+
 TEST_CASE("sysctls: what belongs to no namespace of the pod is refused by name") {
   for (const std::string name :
        {"vm.swappiness", "kernel.core_pattern", "kernel.modprobe", "fs.file-max", "network.x",
-        "kernel.semantics", "kernel.shm/x.y", "fs.mqueue", "net", "kernel", "user.max_ipc"}) {
+        "kernel.semantics", "kernel.shm_next_id", "kernel.shm/x.y", "fs.mqueue", "net", "kernel",
+        "user.max_ipc"}) {
     CHECK(refused(name).find("linux.sysctls: " + name + " belongs to no namespace") == 0);
   }
   CHECK(refused("kernel.hostname").find("set by the field hostname") != std::string::npos);
@@ -126,7 +133,7 @@ TEST_CASE("sysctls: hostile names and values never become a path or a second lin
     CHECK(refused(name).find("malformed") != std::string::npos);
   }
   for (const std::string& value :
-       {std::string(), std::string("1\n2"), std::string("\0", 1), std::string(4096, '1')}) {
+       {std::string("1\n2"), std::string("\0", 1), std::string(4096, '1')}) {
     CHECK(refused("net.core.somaxconn", value).find("the value of net.core.somaxconn must be") !=
           std::string::npos);
   }

@@ -152,6 +152,9 @@ TEST_CASE("T32 pod files: the host network means the host's own name") {
   CHECK(plan_pod_files(config, kHost)->hostname == "web-0");
   namespaces(config)->set_network(cri::NODE);
   CHECK(uses_host_network(config));
+  // P4: the kubelet sets none then; two names would contradict each other.
+  CHECK(refused_files(config).find("without a private UTS namespace") != std::string::npos);
+  config.clear_hostname();
   CHECK(plan_pod_files(config, kHost)->hostname == "node-1");
   CHECK(plan_pod_files(config, kHost)->hostname_file == "node-1\n");
 }

@@ -301,9 +301,11 @@ TEST_CASE_METHOD(StdioFixture, "T23 stdio: close() cuts a pump whose pipe is hel
 }
 
 TEST_CASE_METHOD(StdioFixture,
-                 "T23 stdio: a pump is cut 10 s after the exit, counted through a "
+                 "T23 stdio: an init's pump is cut 10 s after the exit, counted through a "
                  "restart") {
-  auto first = open(plan(true));
+  StdioPlan init = plan(true);
+  init.exec.clear();
+  auto first = open(init);
   const UniqueFd containerd = reader();
   const UniqueFd child = os::duplicate(first->stdout_fd()).value();
   REQUIRE(first->begin());
@@ -311,7 +313,7 @@ TEST_CASE_METHOD(StdioFixture,
   end_daemon();
   first.reset();
   write_text(child.get(), "kept");
-  const auto second = Stdio::recover(group, io.executor(), holder, plan(true), false);
+  const auto second = Stdio::recover(group, io.executor(), holder, init, false);
   REQUIRE(second->begin());
   const auto began = std::chrono::steady_clock::now();
   second->process_ended(9500ms);
@@ -319,6 +321,29 @@ TEST_CASE_METHOD(StdioFixture,
   CHECK(got == "kept");
   CHECK(std::chrono::steady_clock::now() - began < 3s);
   second->close();
+  CHECK(holder.size() == 0);
+}
+
+TEST_CASE_METHOD(StdioFixture, "P3 stdio: an exec's pump is cut at its Delete only") {
+  auto first = open(plan(true));
+  const UniqueFd containerd = reader();
+  const UniqueFd child = os::duplicate(first->stdout_fd()).value();
+  REQUIRE(first->begin());
+  io.settle();
+  end_daemon();
+  first.reset();
+  const auto second = Stdio::recover(group, io.executor(), holder, plan(true), false);
+  REQUIRE(second->begin());
+  // Long ago.
+  second->process_ended(std::chrono::hours(1));
+  io.settle();
+  bool ended = false;
+  write_text(child.get(), "still heard");
+  std::string got;
+  CHECK(io.comes_to([&] { return (got += read_now(containerd.get(), ended)) == "still heard"; }));
+  CHECK_FALSE(ended);
+  second->close();
+  CHECK(read_all(containerd.get()) == "");
   CHECK(holder.size() == 0);
 }
 
