@@ -341,7 +341,7 @@ TEST_CASE("an OCI runtime that is none is told in words", "[root][e2e][hostile]"
 
 TEST_CASE("an OCI runtime that hangs is named in health, and killed at its timeout",
           "[root][e2e][hostile]") {
-  WitnessStage stage("runtime_timeout_secs = 36\n");
+  WitnessStage stage("runtime_timeout_secs = 14\n");
   const fs::path runtime = write_runtime(stage.daemon, "exec sleep 3600");
   const auto request =
       with_runtime(task_request(stage.daemon, "witness", "hanging", {"true"}), runtime);
@@ -362,7 +362,7 @@ TEST_CASE("an OCI runtime that hangs is named in health, and killed at its timeo
     const auto reply = probe.read_reply(20s);
     REQUIRE(reply.has_value());
     CHECK(reply->code != kOk);
-    CHECK_THAT(reply->message, ContainsSubstring("did not end within 36 s and was killed"));
+    CHECK_THAT(reply->message, ContainsSubstring("did not end within 14 s and was killed"));
   }
   stage.check_unharmed(before);
 }

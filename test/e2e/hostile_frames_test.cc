@@ -31,7 +31,7 @@ constexpr int kUnimplemented = 12;
 // ttrpc 1.2: the most data that a frame may carry.
 constexpr std::uint32_t kMaxData = 4U << 20;
 // The most unanswered requests of one connection.
-constexpr int kMaxPending = 256;
+constexpr int kMaxPending = 4096;
 
 task::StateRequest state_of_nobody() {
   task::StateRequest request;
@@ -301,12 +301,12 @@ TEST_CASE("300 requests sent at once are all answered", "[root][e2e][hostile]") 
   {
     TtrpcProbe probe(stage.daemon.task_socket());
     std::string flood;
-    for (std::uint32_t i = 0; i < 300; ++i) {
+    for (std::uint32_t i = 0; i < 4140; ++i) {
       flood += TtrpcProbe::request(1 + 2 * i, "State", state_of_nobody());
     }
     REQUIRE(probe.send(flood));
     std::vector<std::uint32_t> streams;
-    for (int i = 0; i < 300; ++i) {
+    for (int i = 0; i < 4140; ++i) {
       const auto reply = probe.read_reply();
       REQUIRE(reply);
       CHECK((reply->code == kNotFound || reply->code == kResourceExhausted));
@@ -318,7 +318,7 @@ TEST_CASE("300 requests sent at once are all answered", "[root][e2e][hostile]") 
   stage.check_unharmed();
 }
 
-TEST_CASE("more than 256 unanswered Waits get RESOURCE_EXHAUSTED", "[root][e2e][hostile]") {
+TEST_CASE("more than 4096 unanswered Waits get RESOURCE_EXHAUSTED", "[root][e2e][hostile]") {
   Stage stage;
   ControllerClient controller(stage.daemon.listen());
   REQUIRE(controller.create(pod_request("waits")).code == kOk);
@@ -336,10 +336,10 @@ TEST_CASE("more than 256 unanswered Waits get RESOURCE_EXHAUSTED", "[root][e2e][
     task::WaitRequest wait;
     wait.set_id("sleeper");
     TtrpcProbe greedy(stage.daemon.task_socket());
-    for (std::uint32_t i = 0; i < 300; ++i) {
+    for (std::uint32_t i = 0; i < 4140; ++i) {
       REQUIRE(greedy.send(TtrpcProbe::request(1 + 2 * i, "Wait", wait)));
     }
-    for (int i = 0; i < 300 - kMaxPending; ++i) {
+    for (int i = 0; i < 4140 - kMaxPending; ++i) {
       const auto refused = greedy.read_reply();
       REQUIRE(refused);
       CHECK(refused->code == kResourceExhausted);
@@ -362,7 +362,7 @@ TEST_CASE("more than 256 unanswered Waits get RESOURCE_EXHAUSTED", "[root][e2e][
       CHECK(exit.exit_status() == 137);
     }
     // Answered requests make room again.
-    REQUIRE(greedy.send(TtrpcProbe::request(1001, "Wait", wait)));
+    REQUIRE(greedy.send(TtrpcProbe::request(2 * 4140 + 1, "Wait", wait)));
     const auto reply = greedy.read_reply();
     REQUIRE(reply);
     CHECK(reply->code == kOk);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "e2e/table.h"
+#include "support/process.h"
 #include "support/wait.h"
 
 // Noisy neighbours: a tenant uses something up that all pods of the node share, while the create,
@@ -47,18 +48,22 @@ Milliseconds median(std::vector<Milliseconds> samples) {
   return samples[samples.size() / 2];
 }
 
+/// What the witness runs, and what is executed in it.
+struct Witness {
+  cri::ContainerConfig container;
+  std::vector<std::string> exec;
+};
+
 // A container's whole life in the witness's pod, some times over.
-Times witness_times(Case& e, const Pod& pod) {
+Times witness_times(Case& e, const Pod& pod, const Witness& witness) {
   std::vector<Milliseconds> starts;
   std::vector<Milliseconds> execs;
   std::vector<Milliseconds> stops;
   for (int round = 0; round < kRounds; ++round) {
     Container container;
-    starts.push_back(time_of([&] {
-      container = e.start(pod, e.container_config({"sleep", "3600"}));
-    }));
+    starts.push_back(time_of([&] { container = e.start(pod, witness.container); }));
     execs.push_back(time_of([&] {
-      const auto answer = e.cri().exec_sync(container.id, {"true"}, 30);
+      const auto answer = e.cri().exec_sync(container.id, witness.exec, 30);
       REQUIRE(answer);
       CHECK(answer->exit_code() == 0);
     }));
@@ -106,18 +111,24 @@ class Attack {
   std::vector<std::thread> threads_;
 };
 
-void check_witness(Case& e, const std::function<void(Attack&)>& begin_attack) {
+void check_witness(Case& e, const Witness& witness,
+                   const std::function<void(Attack&)>& begin_attack) {
+  if (e.lab().has_failpoints()) SKIP("times of a build with sanitizers say nothing");
   const Pod pod = e.run_pod(e.host_network_config());
-  (void)witness_times(e, pod);
-  const Times alone = witness_times(e, pod);
+  (void)witness_times(e, pod, witness);
+  const Times alone = witness_times(e, pod, witness);
   Attack attack;
   begin_attack(attack);
-  const Times beside = witness_times(e, pod);
+  const Times beside = witness_times(e, pod, witness);
   attack.stop();
   UNSCOPED_INFO(attack.rounds() << " rounds of the attacker");
   check_bound("create and start", alone.start, beside.start);
   check_bound("exec", alone.exec, beside.exec);
   check_bound("stop", alone.stop, beside.stop);
+}
+
+void check_witness(Case& e, const std::function<void(Attack&)>& begin_attack) {
+  check_witness(e, {e.container_config({"sleep", "3600"}), {"true"}}, begin_attack);
 }
 
 cri::ContainerConfig throttled(Case& e, std::int64_t quota_us) {
@@ -175,6 +186,70 @@ TEST_CASE("a flood of output by execs holds up no other pod", "[e2e][table][neig
       attack.add(4, [&](int) {
         (void)e.cri().exec_sync(container.id, {"sh", "-c", "head -c 8000000 /dev/zero"}, 5);
       });
+    });
+  });
+}
+
+TEST_CASE("D4: orphans of a pod in the host's PID namespace hold up no other pod",
+          "[e2e][table][neighbour]") {
+  run_case([](Case& e) {
+    cri::PodSandboxConfig config = e.host_network_config();
+    namespace_options(config)->set_pid(cri::NODE);
+    const Pod attacker = e.run_pod(config);
+    cri::ContainerConfig forker = throttled(e, 50'000);
+    namespace_options(forker)->set_pid(cri::NODE);
+    forker.clear_command();
+    for (const char* word : {"sh", "-c", "echo up; while :; do (true &); done"}) {
+      forker.add_command(word);
+    }
+    const Container container = e.start(attacker, forker);
+    e.await_output(container, "up");
+    check_witness(e, [](Attack&) {});
+    if (!e.ours()) return;
+    // They are the keeper's, which reaps them at once.
+    const std::string keeper = std::to_string(e.lab().keeper_pid());
+    const std::string children =
+        read_text(fmt::format("/proc/{}/task/{}/children", keeper, keeper));
+    CHECK(std::count(children.begin(), children.end(), ' ') < 200);
+    REQUIRE(e.cri().stop_container(container.id, 0));
+  });
+}
+
+TEST_CASE("D2: a pod that fills its files and its /dev/shm holds up no other pod",
+          "[e2e][table][neighbour]") {
+  run_case([](Case& e) {
+    const Pod attacker = e.run_pod(e.host_network_config());
+    const Container container = e.start(attacker, throttled(e, 50'000));
+    check_witness(e, [&](Attack& attack) {
+      attack.add(2, [&](int) {
+        (void)e.cri().exec_sync(
+            container.id,
+            {"sh", "-c", "cat /dev/zero >/dev/shm/fill; cat /dev/zero >/etc/resolv.conf"}, 5);
+      });
+    });
+  });
+}
+
+TEST_CASE("D1 wasm: a pod of throttled modules holds up no other pod", "[e2e][wasm][neighbour]") {
+  run_wasm_case([](Case& e) {
+    const Pod attacker = e.run_pod(e.host_network_config());
+    cri::ContainerConfig config = wasm_config(e, {"/tool.wasm", "sleep", "3600"});
+    config.mutable_linux()->mutable_resources()->set_cpu_period(100'000);
+    config.mutable_linux()->mutable_resources()->set_cpu_quota(1000);
+    const Witness witness{wasm_config(e, {"/tool.wasm", "sleep", "3600"}),
+                          {"/tool.wasm", "exit", "0"}};
+    check_witness(e, witness, [&](Attack& attack) {
+      attack.add(6, [&](int i) {
+        cri::ContainerConfig own = config;
+        own.mutable_metadata()->set_name(fmt::format("attacker-{}", i));
+        const auto id = e.cri().create_container(attacker.id, own, attacker.config);
+        if (!id) return;
+        (void)e.cri().start_container(*id);
+        (void)e.cri().exec_sync(*id, {"/tool.wasm", "exit", "0"}, 1);
+        (void)e.cri().stop_container(*id, 0);
+        (void)e.cri().remove_container(*id);
+      });
+      std::this_thread::sleep_for(500ms);
     });
   });
 }

@@ -2,6 +2,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <chrono>
@@ -9,10 +10,13 @@
 #include <future>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "e2e/table.h"
 #include "os/cgroup.h"
 #include "os/cgroup_files.h"
+#include "os/process_usage.h"
+#include "support/process.h"
 #include "support/wait.h"
 
 // What a tenant who is root in a container must not be able to do to the node (docs/SECURITY.md),
@@ -160,6 +164,15 @@ TEST_CASE("D3: a create that takes longer than runtime_timeout_secs leaves nothi
     CHECK_THAT(started.error().message,
                Catch::Matchers::ContainsSubstring("did not end within 1 s and was killed"));
     CHECK(processes_with("runc init").empty());
+    // Its zombie, of a PID namespace, is the daemon's to reap, in a round or two.
+    CHECK(wait_until(
+        [] {
+          const std::vector<pid_t> pids = os::all_pids();
+          return std::none_of(pids.begin(), pids.end(), [](pid_t pid) {
+            return read_text(fmt::format("/proc/{}/comm", pid)).starts_with("runc:[");
+          });
+        },
+        10s));
   });
 }
 
