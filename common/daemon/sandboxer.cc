@@ -44,10 +44,10 @@ namespace {
 using namespace std::chrono_literals;
 
 // What a call that runs may take when we are told to end, while all others are served; then what
-// those take that came meanwhile; then what is left of the end.
+// those take that came meanwhile; and all of the end.
 constexpr auto kFinishTimeout = 3s;
 constexpr auto kHaltTimeout = 500ms;
-constexpr auto kEndTimeout = 1500ms;
+constexpr auto kEndTimeout = 5s;
 constexpr auto kEventGrace = 1s;
 constexpr const char* kControllerListener = "listen/controller";
 constexpr const char* kTaskListener = "listen/task";
@@ -154,11 +154,11 @@ class Service {
   // first accept containerd's calls wait in the socket's backlog (T27). What does not end in time
   // goes on in the keeper, and the next daemon takes it over as after a kill -9.
   Task<> stop() {
-    co_await task_server_.finish_running(kFinishTimeout);
-    asio::steady_timer too_late(co_await asio::this_coro::executor, kHaltTimeout + kEndTimeout);
+    asio::steady_timer too_late(co_await asio::this_coro::executor, kEndTimeout);
     too_late.async_wait([](const boost::system::error_code& ec) {
       if (!ec) leave_to_the_next();
     });
+    co_await task_server_.finish_running(kFinishTimeout);
     connections_.end();
     orphans_.stop();
     const bool finished = co_await task_server_.halt(kHaltTimeout);

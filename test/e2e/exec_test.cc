@@ -245,7 +245,7 @@ TEST_CASE("stdio: a workload that makes its output non-blocking loses and breaks
 TEST_CASE("D7: 280 execs of one container at a time", "[e2e][table]") {
   run_case([](Case& e) {
     constexpr int kExecs = 280;
-    const std::string waits = "until [ -e /go ]; do sleep 0.3; done; exit ";
+    const std::string waits = "until [ -e /go ]; do sleep 1; done; exit ";
     const Pod pod = e.run_pod(e.host_network_config());
     const Container container = e.sleeper(pod);
     bool all_there = false;
