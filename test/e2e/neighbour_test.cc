@@ -131,6 +131,18 @@ void check_witness(Case& e, const std::function<void(Attack&)>& begin_attack) {
   check_witness(e, {e.container_config({"sleep", "3600"}), {"true"}}, begin_attack);
 }
 
+// A container's whole life in an attacker's pod, of thread `i`; it need not succeed.
+void live_once(Case& e, const Pod& pod, cri::ContainerConfig config, int i,
+               const std::vector<std::string>& exec) {
+  config.mutable_metadata()->set_name(fmt::format("attacker-{}", i));
+  const auto id = e.cri().create_container(pod.id, config, pod.config);
+  if (!id) return;
+  (void)e.cri().start_container(*id);
+  (void)e.cri().exec_sync(*id, exec, 1);
+  (void)e.cri().stop_container(*id, 0);
+  (void)e.cri().remove_container(*id);
+}
+
 cri::ContainerConfig throttled(Case& e, std::int64_t quota_us) {
   cri::ContainerConfig config = e.container_config({"sleep", "3600"});
   cri::LinuxContainerResources& limits = *config.mutable_linux()->mutable_resources();
@@ -163,15 +175,7 @@ TEST_CASE("D1: a pod that creates throttled containers holds up no other pod",
     const Pod attacker = e.run_pod(e.host_network_config());
     const cri::ContainerConfig config = throttled(e, 1000);
     check_witness(e, [&](Attack& attack) {
-      attack.add(6, [&](int i) {
-        cri::ContainerConfig own = config;
-        own.mutable_metadata()->set_name(fmt::format("attacker-{}", i));
-        const auto id = e.cri().create_container(attacker.id, own, attacker.config);
-        if (!id) return;
-        (void)e.cri().start_container(*id);
-        (void)e.cri().stop_container(*id, 0);
-        (void)e.cri().remove_container(*id);
-      });
+      attack.add(6, [&](int i) { live_once(e, attacker, config, i, {"true"}); });
       std::this_thread::sleep_for(500ms);
     });
   });
@@ -239,16 +243,7 @@ TEST_CASE("D1 wasm: a pod of throttled modules holds up no other pod", "[e2e][wa
     const Witness witness{wasm_config(e, {"/tool.wasm", "sleep", "3600"}),
                           {"/tool.wasm", "exit", "0"}};
     check_witness(e, witness, [&](Attack& attack) {
-      attack.add(6, [&](int i) {
-        cri::ContainerConfig own = config;
-        own.mutable_metadata()->set_name(fmt::format("attacker-{}", i));
-        const auto id = e.cri().create_container(attacker.id, own, attacker.config);
-        if (!id) return;
-        (void)e.cri().start_container(*id);
-        (void)e.cri().exec_sync(*id, {"/tool.wasm", "exit", "0"}, 1);
-        (void)e.cri().stop_container(*id, 0);
-        (void)e.cri().remove_container(*id);
-      });
+      attack.add(6, [&](int i) { live_once(e, attacker, config, i, witness.exec); });
       std::this_thread::sleep_for(500ms);
     });
   });

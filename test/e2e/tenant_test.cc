@@ -190,7 +190,9 @@ TEST_CASE("D12 U2: SIGTERM does not wait for a slow exec, and all else is served
     const Container served = e.sleeper(witness);
     auto hanging =
         std::async(std::launch::async, [&] { return e.cri().exec_sync(slow.id, {"true"}, 60); });
-    std::this_thread::sleep_for(300ms);
+    // The OCI runtime is at it.
+    REQUIRE(wait_until([&] { return !processes_with("/containers/" + slow.id + "/exec-").empty(); },
+                       10s));
     auto stopping = std::async(std::launch::async, [&] {
       const auto begun = Clock::now();
       CHECK(e.lab().stop_sandboxer() == 0);
