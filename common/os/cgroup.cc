@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <mutex>
 #include <set>
 #include <sstream>
@@ -332,10 +333,15 @@ std::vector<pid_t> cgroup_pids(const std::vector<std::string>& dirs) {
 }
 
 void signal_cgroup(const std::vector<std::string>& dirs, int signal, pid_t except) {
+  std::map<pid_t, UniqueFd> processes;
   for (const pid_t pid : cgroup_pids(dirs)) {
     if (pid == except) continue;
-    const Result<UniqueFd> process = pidfd_open(pid);
-    if (process && in_cgroups(pid, dirs)) (void)pidfd_signal(process->get(), signal);
+    if (Result<UniqueFd> process = pidfd_open(pid)) processes[pid] = std::move(*process);
+  }
+  // Not /proc/PID/cgroup, which says "/" on v1 once the first thread of a process has ended.
+  for (const pid_t pid : cgroup_pids(dirs)) {
+    const auto process = processes.find(pid);
+    if (process != processes.end()) (void)pidfd_signal(process->second.get(), signal);
   }
 }
 

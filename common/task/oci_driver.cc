@@ -31,8 +31,9 @@ std::string exec_path(const std::string& dir, const std::string& exec, std::stri
 // everything in them may be killed.
 std::vector<std::string> planned_cgroups(const std::string& cgroups_path, const std::string& id) {
   const std::string path = os::cgroup_path_of(cgroups_path);
-  const bool own =
-      path.starts_with('/') && path.substr(path.rfind('/') + 1).find(id) != std::string::npos;
+  const std::string name = path.substr(path.rfind('/') + 1);
+  const bool own = path.starts_with('/') &&
+                   (name == id || name == id + ".scope" || name.ends_with("-" + id + ".scope"));
   if (!own) return {};
   return os::container_cgroups(path).value_or(std::vector<std::string>());
 }
